@@ -1,0 +1,1 @@
+"""Tests of the harness itself, on a plain Celery app, so that a red acceptance test means the product."""
