@@ -75,8 +75,8 @@ def test_a_killed_child_is_replaced(processes: Processes, tenant_name: str) -> N
     worker = processes.worker(PLAIN, queues=[tenant_name], concurrency=1).wait_ready()
     (child,) = worker.children()
     os.kill(child, signal.SIGKILL)
-    # Celery sees it at once, or at its next round of 5 s: it looks for the exit code as soon as the child's pipe
-    # closes, which the kernel does a moment before there is one.
+    # Celery sees it at once, or at its next round of 5 s: it looks for the exit code as soon as the child's
+    # pipe closes, which the kernel does a moment before there is one.
     eventually(lambda: worker.children() not in ([], [child]), why="another child")
     assert worker.is_running
 
