@@ -17,7 +17,6 @@ import pytest
 from celery import Celery
 from pytest_celery import CeleryTestWorker, CeleryWorkerCluster
 
-from cloacina_celery import devservers
 from tests.support import ROOT, brokers, databases
 from tests.support.modules import imported_anew
 from tests.support.nodes import WorkerContainer
@@ -53,6 +52,9 @@ def xdist_worker() -> str:
 @pytest.fixture(scope="session")
 def embedded_servers() -> Iterator[DevServers]:
     """The package's own development servers, shared by all pytest processes, stopped by the last one."""
+    # Here and not above: where the package cannot be imported, its own tests shall say so, and not this file.
+    from cloacina_celery import devservers
+
     EMBEDDED_DIRECTORY.mkdir(exist_ok=True)
     with (EMBEDDED_DIRECTORY / "users.lock").open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
