@@ -1,0 +1,134 @@
+"""What operators and programs ask of tenants and executions; the CLI prints the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloacina_celery.core.lifecycle import State
+from cloacina_celery.core.tenant import validate_tenant_name
+from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, TransitionRefused
+from cloacina_celery.store import catalog, queries
+from cloacina_celery.store.catalog import Tenant
+from cloacina_celery.store.queries import Event, Execution
+from cloacina_celery.telemetry import log
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.app import Cloacina
+
+
+class Tenants:
+    """The tenants of the database."""
+
+    def __init__(self, cloacina: Cloacina) -> None:
+        self._cloacina = cloacina
+
+    def create(self, name: str, *, legacy: bool = False) -> bool:
+        """Make a tenant exist, and tell whether it is new.
+
+        Args:
+            name: schema and queue.
+            legacy: allows ``public``, an existing single-tenant deployment's schema.
+
+        Raises:
+            InvalidTenantName: the name breaks the rule, or differs from a tenant's only in case.
+            SchemaMismatch: the tenant is there at another revision.
+        """
+        validate_tenant_name(name, allow_legacy=legacy)
+        is_new = catalog.create(self._cloacina.database, name, legacy=legacy)
+        self._cloacina.learn_tenant(name)
+        if is_new:
+            log("tenant.created", tenant=name)
+        return is_new
+
+    def list(self) -> list[Tenant]:
+        """List the tenants by name."""
+        return catalog.tenants(self._cloacina.database)
+
+    def drop(self, name: str) -> None:
+        """Remove a tenant with all that is in its schema; of ``public`` only this package's tables.
+
+        Raises:
+            UnknownTenant: there is none of this name.
+        """
+        catalog.drop(self._cloacina.database, name)
+        self._cloacina.forget_tenant(name)
+
+
+class Executions:
+    """The executions of one tenant."""
+
+    def __init__(self, cloacina: Cloacina, tenant: str) -> None:
+        self._cloacina = cloacina
+        self.tenant = tenant
+
+    def get(self, execution_id: str) -> Execution:
+        """Return one execution.
+
+        Raises:
+            ExecutionNotFound: the tenant has none of this id.
+        """
+        with self._cloacina.database.statement() as cursor:
+            found = queries.get(cursor, self.tenant, execution_id)
+        if found is None:
+            raise ExecutionNotFound(self.tenant, execution_id)
+        return found
+
+    def list(self, *, state: str | None = None, task: str | None = None, limit: int = 100) -> list[Execution]:
+        """List executions, newest first.
+
+        Raises:
+            InvalidPayload: there is no such state.
+        """
+        if state is not None and state not in set(State):
+            raise InvalidPayload(f"unknown state {state!r}: one of {', '.join(State)}")
+        with self._cloacina.database.statement() as cursor:
+            return queries.list_(cursor, self.tenant, state=State(state) if state else None, task=task, limit=limit)
+
+    def count(self) -> dict[State, int]:
+        """Count executions by state."""
+        with self._cloacina.database.statement() as cursor:
+            return queries.count(cursor, self.tenant)
+
+    def history(self, execution_id: str) -> list[Event]:
+        """Return an execution's transitions in order.
+
+        Raises:
+            ExecutionNotFound: the tenant has none of this id.
+        """
+        self.get(execution_id)
+        with self._cloacina.database.statement() as cursor:
+            return queries.history(cursor, self.tenant, execution_id)
+
+    def cancel(self, execution_id: str, *, reason: str = "cancelled by an operator") -> Execution:
+        """End an execution that has not ended; a running attempt is refused when it wants to settle.
+
+        Raises:
+            ExecutionNotFound: the tenant has none of this id.
+            TransitionRefused: it has ended already.
+        """
+        with self._cloacina.database.statement() as cursor:
+            is_cancelled = queries.cancel(cursor, self.tenant, execution_id, reason=reason)
+        found = self.get(execution_id)
+        if not is_cancelled:
+            raise TransitionRefused(execution_id, found.state, "cancel", "only pending and running ones can be")
+        return found
+
+    def requeue(self, execution_id: str, *, reason: str = "requeued by an operator") -> Execution:
+        """Make a failed, abandoned or cancelled execution pending again, with fresh budgets.
+
+        Raises:
+            ExecutionNotFound: the tenant has none of this id.
+            TransitionRefused: it is in another state.
+        """
+        with self._cloacina.database.statement() as cursor:
+            ring = queries.requeue(cursor, self.tenant, execution_id, reason=reason)
+        found = self.get(execution_id)
+        if ring is None:
+            hint = (
+                "it never ran itself: requeue the execution that it was to follow"
+                if found.state is State.FAILED
+                else "only failed, abandoned and cancelled ones can be"
+            )
+            raise TransitionRefused(execution_id, found.state, "requeue", hint)
+        self._cloacina.submitter.publish_rings([ring])
+        return found

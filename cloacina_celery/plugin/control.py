@@ -1,0 +1,81 @@
+"""How beat reaches the reaper: a control queue that every worker consumes, served without a pool slot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import Task, signals
+from celery.app.task import Context
+
+from cloacina_celery.plugin.worker import KeeperStep
+from cloacina_celery.telemetry import logger
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.envelope import Envelope
+
+SWEEP_TASK = "cloacina.sweep"
+BEAT_ENTRY = "cloacina-sweep"
+
+
+class SweepTask(Task):  # type: ignore[misc]  # Celery is untyped
+    """Ask the worker's keeper to sweep all tenants.
+
+    The worker's main process takes the message itself: a worker whose slots are all busy still recovers.
+    """
+
+    abstract = True
+    ignore_result = True
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Return the handler of this task's messages."""
+
+        def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
+            if app.cloacina.keeper is not None:
+                app.cloacina.keeper.sweep_all_soon()
+            ack(logger, consumer.connection_errors)
+
+        return handle
+
+
+def install(app: Celery, cloacina: Cloacina) -> None:
+    """Register the sweep task, its beat entry, and the worker's keeper."""
+
+    # Lazily: registering at once would finalize an app whose module is still being read.
+    @app.task(name=SWEEP_TASK, base=SweepTask, shared=False)  # type: ignore[untyped-decorator]  # Celery is untyped
+    def sweep() -> int:
+        """Sweep all tenants here and now, where the task is called without a worker."""
+        return cloacina.sweep()
+
+    app.steps["worker"].add(KeeperStep)
+
+    def add_to_schedule(**_: Any) -> None:
+        if cloacina.settings.enable_recovery:
+            app.conf.beat_schedule = {BEAT_ENTRY: beat_entry(cloacina), **app.conf.beat_schedule}
+
+    def add_to_running_beat(sender: Any, **_: Any) -> None:
+        # An app may have assigned beat_schedule anew after it was finalized.
+        if sender.app is app and cloacina.settings.enable_recovery and BEAT_ENTRY not in sender.scheduler.schedule:
+            sender.scheduler.add(name=BEAT_ENTRY, **beat_entry(cloacina))
+
+    app.on_after_finalize.connect(add_to_schedule, weak=False)
+    signals.beat_init.connect(add_to_running_beat, weak=False)
+
+
+def beat_entry(cloacina: Cloacina) -> dict[str, Any]:
+    """Return the entry by which beat has all tenants swept."""
+    settings = cloacina.settings
+    return {
+        "task": SWEEP_TASK,
+        "schedule": settings.sweep_interval,
+        # A sweep that nobody took in time is worth nothing: the next one does all of its work.
+        "options": {"queue": settings.control_queue, "expires": settings.sweep_interval},
+    }
+
+
+def context_of(envelope: Envelope) -> Context:
+    """Make the request context that Celery's failure hooks expect from a stored message."""
+    args, kwargs, embed = envelope.body
+    return Context({**envelope.headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}})

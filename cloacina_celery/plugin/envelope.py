@@ -1,0 +1,70 @@
+"""The Celery message of an execution, as its row keeps it and as it is sent again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.exceptions import EncodeError
+from kombu.utils import json
+
+from cloacina_celery.errors import InvalidPayload
+
+TENANT_HEADER = "cloacina_tenant"
+ATTEMPT_HEADER = "cloacina_attempt"
+KEY_HEADER = "cloacina_idempotency_key"
+
+_TRANSIENT_HEADERS = ("eta", "cloacina_delay", "cloacina_eta")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Headers, properties and body ``[args, kwargs, embed]`` of a message."""
+
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: Any
+
+    @property
+    def embed(self) -> dict[str, Any]:
+        """Celery's canvas parts: callbacks, errbacks, chain and chord."""
+        return self.body[2] or {}
+
+    def dump(self, task: str) -> str:
+        """Encode for the row.
+
+        Raises:
+            InvalidPayload: JSON cannot carry an argument or option of the call.
+        """
+        headers = {k: v for k, v in self.headers.items() if v is not None and k not in _TRANSIENT_HEADERS}
+        return dump_json([headers, self.properties, self.body], f"the arguments and options of {task}")
+
+    @classmethod
+    def load(cls, stored: str) -> Envelope:
+        """Decode what `dump` made."""
+        headers, properties, body = json.loads(stored)
+        return cls(headers, properties, body)
+
+    def ringing_for(self, tenant: str, attempt: int, failures: int) -> dict[str, Any]:
+        """Return the headers of the message that rings for one attempt."""
+        return {**self.headers, TENANT_HEADER: tenant, ATTEMPT_HEADER: attempt, "retries": failures}
+
+
+def dump_json(value: Any, what: str) -> str:
+    """Encode a value with kombu's JSON (datetimes, decimals and UUIDs included).
+
+    Raises:
+        InvalidPayload: it cannot be; ``what`` is named in the error.
+    """
+    try:
+        dumped: str = json.dumps(value)
+    except (TypeError, ValueError, EncodeError, RecursionError) as error:
+        raise InvalidPayload(
+            f"{what} cannot be carried by JSON ({error}): pass plain values, such as an id instead of an object"
+        ) from error
+    if "\\u0000" in dumped:
+        raise InvalidPayload(f"{what} contain a NUL character, which Postgres cannot store: remove it")
+    return dumped
+
+
+load_json = json.loads

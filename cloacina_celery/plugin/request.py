@@ -1,0 +1,71 @@
+"""What the worker's main process does about a durable task: it knows who runs, and sees who dies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Terminated, TimeLimitExceeded
+from celery.worker import state
+from celery.worker.request import Request
+
+from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
+
+
+class DurableRequest(Request):  # type: ignore[misc]  # Celery is untyped
+    """A request whose row is recovered at once when the process that ran it is lost."""
+
+    @property
+    def held(self) -> tuple[str, str, int] | None:
+        """Tenant, execution id and attempt of this request; ``None`` for a message that is not ours."""
+        headers = self._request_dict
+        tenant, attempt = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
+        if not isinstance(tenant, str) or not isinstance(attempt, int):
+            return None
+        return tenant, self.id, attempt
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Recover the attempt if its process died; whatever the child itself reported is settled already."""
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if return_ok or isinstance(exc, MemoryError):
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        state.task_ready(self)
+        self.acknowledge()
+        if isinstance(exc, TimeLimitExceeded) or self._already_cancelled or self._already_revoked:
+            return None
+        if isinstance(exc, Terminated):
+            self._announce_revoked("terminated", True, str(exc), False)
+            return None
+        if self.held is not None:
+            self._app.cloacina.attempt_lost(*self.held, reason=f"its process died: {exc}")
+        return None
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Settle an attempt that ran into its hard time limit as failed, by its policy."""
+        if soft:
+            return super().on_timeout(soft, timeout)
+        state.task_ready(self)
+        self.acknowledge()
+        if self.held is not None and not state.should_terminate:
+            self._app.cloacina.attempt_timed_out(*self.held, error=TimeLimitExceeded(timeout), request=self._context)
+        return None
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        super()._announce_cancelled(emit_retry)
+        if self.held is not None:
+            self._app.cloacina.attempt_cancelled_by_worker(*self.held)
+
+
+def held_attempts() -> list[tuple[str, str, int]]:
+    """List the durable attempts that run in this worker."""
+    for _ in range(10):
+        try:
+            requests = list(state.active_requests)
+            break
+        except RuntimeError:  # the set changed while it was copied
+            continue
+    else:
+        return []
+    return [request.held for request in requests if isinstance(request, DurableRequest) and request.held is not None]

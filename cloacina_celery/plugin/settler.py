@@ -1,0 +1,365 @@
+"""Running an attempt: claim before user code, settle after it, and what follows in the same transaction."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Ignore, Reject
+from celery.exceptions import Retry as CeleryRetry
+
+from cloacina_celery.core.lifecycle import Fail, Retry
+from cloacina_celery.core.retry import lineage
+from cloacina_celery.errors import (
+    CloacinaError,
+    DatabaseUnavailable,
+    InvalidPayload,
+    InvalidTenantName,
+    LeaseLost,
+    MessageRefused,
+    UnknownTenant,
+)
+from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER, dump_json
+from cloacina_celery.runtime.attempt import Attempt
+from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit, current_worker_id
+from cloacina_celery.runtime.units import SessionUnit, settlement
+from cloacina_celery.store import executions, queries
+from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable
+from cloacina_celery.telemetry import log
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.task import DurableTask
+
+Body = Callable[[], Any]
+
+MAX_BACKOFF = 5.0
+
+
+class Settler:
+    """Carry attempts from their message to their settled row."""
+
+    def __init__(self, cloacina: Cloacina) -> None:
+        self._cloacina = cloacina
+
+    def run(self, task: DurableTask, body: Body) -> Any:
+        """Claim the attempt that the current message rings for, run ``body``, and settle the outcome.
+
+        Raises:
+            Ignore: nothing was run, or nothing that it did remains: refused, stale, or fenced.
+            celery.exceptions.Retry: the row is pending again, for Celery's hooks and logs.
+            Exception: the body's own, after the row has been settled as failed.
+        """
+        attempt = self._claim(task)
+        try:
+            with bind_attempt(attempt):
+                return self._run_claimed(task, attempt, body)
+        finally:
+            attempt.discard_session()
+
+    def _claim(self, task: DurableTask) -> Attempt:
+        request = task.request
+        headers = request.headers or {}
+        tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
+        try:
+            self._check_message(tenant, number, request)
+        except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
+            log("message.refused", execution_id=request.id, task=task.name, error=error)
+            raise Ignore(str(error)) from error
+        assert isinstance(tenant, str) and isinstance(number, int)
+        cloacina = self._cloacina
+        database = cloacina.database
+        backoff = 0.1
+        while True:
+            try:
+                with database.statement() as cursor:
+                    claim = executions.claim(
+                        cursor, tenant, request.id, attempt=number,
+                        worker_id=current_worker_id() or cloacina.worker_id, lease_ttl=cloacina.settings.lease_ttl, policy=cloacina.stored_policy_of(task),
+                        prepare=database.prepared_statements,
+                    )  # fmt: skip
+                break
+            except DatabaseUnavailable as error:
+                log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
+                time.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, MAX_BACKOFF)
+            except (UndefinedTable, InvalidSchemaName) as error:
+                cloacina.forget_tenant(tenant)
+                log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
+                raise Ignore(f"tenant {tenant} is gone") from error
+        if claim is None:
+            log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
+            raise Ignore(f"stale or duplicate message for attempt {number}")
+        return Attempt(
+            database=database, tenant=tenant, id=request.id, task=task.name, attempt=claim.attempt,
+            failures=claim.failures, recoveries=claim.recoveries,
+        )  # fmt: skip
+
+    def _check_message(self, tenant: object, number: object, request: Any) -> None:
+        if not isinstance(tenant, str) or not isinstance(number, int) or isinstance(number, bool):
+            raise MessageRefused(
+                f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
+                "cloacina_celery; send durable tasks through an app that has the plugin"
+            )
+        queue = (request.delivery_info or {}).get("routing_key")
+        if queue is not None and queue != tenant:
+            raise MessageRefused(
+                f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
+                "messages travel in the queue of its name only"
+            )
+        if not self._cloacina.knows(tenant):
+            raise UnknownTenant(tenant)
+
+    def _run_claimed(self, task: DurableTask, attempt: Attempt, body: Body) -> Any:
+        try:
+            result = body()
+        except Ignore as ignored:
+            self._settle_ignored(task, attempt, ignored)
+            raise
+        except Reject as rejected:
+            self._settle_rejected(task, attempt, rejected)
+            raise Ignore(f"rejected: {rejected}") from rejected
+        except CeleryRetry as retry:
+            self._settle_requested_retry(task, attempt, retry)
+            raise
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        except Exception as error:
+            self._settle_failed(task, attempt, error)
+        else:
+            if attempt.requested_retry is not None:  # self.retry(throw=False)
+                retry = CeleryRetry(when=attempt.requested_retry.eta or attempt.requested_retry.delay)
+                self._settle_requested_retry(task, attempt, retry)
+                raise retry
+            self._settle_succeeded(task, attempt, result)
+            return result
+
+    # Succeeding
+
+    def _settle_succeeded(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+        request = task.request
+        try:
+            stored = None if request.ignore_result or result is None else dump_json(
+                task.backend.prepare_value(result), f"the result of {task.name}"
+            )
+        except InvalidPayload as error:
+            return self._settle_failed(task, attempt, error)
+        follows = bool(request.callbacks or request.chain or request.chord)
+        try:
+            if attempt.session is not None:
+                self._commit_with_session(task, attempt, result, stored, follows=follows)
+            elif follows:
+                with settlement(attempt.database, attempt.tenant) as unit:
+                    self._succeed(unit.cursor(), attempt, stored)
+                    self._follow_success(task, attempt, result)
+            else:
+                self._succeed_alone(attempt, stored)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        except DatabaseUnavailable as error:
+            self._after_lost_answer(attempt, error)
+        # What follows is in the database; Celery's tracer must not send it a second time.
+        request.callbacks = request.chain = None
+
+    def _succeed_alone(self, attempt: Attempt, stored: str | None) -> None:
+        with attempt.database.statement() as cursor:
+            self._succeed(cursor, attempt, stored, prepare=attempt.database.prepared_statements)
+
+    def _succeed(self, cursor: Cursor, attempt: Attempt, stored: str | None, *, prepare: bool = False) -> None:
+        if not executions.succeed(cursor, attempt.tenant, attempt.id, attempt.attempt, stored, prepare=prepare):
+            raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
+
+    def _commit_with_session(
+        self, task: DurableTask, attempt: Attempt, result: Any, stored: str | None, *, follows: bool
+    ) -> None:
+        session = attempt.session
+        assert session is not None
+        unit: Unit = SessionUnit(session, attempt.tenant, is_settlement=True)
+        self._succeed(unit.cursor(), attempt, stored)
+        if follows:
+            with bind_unit(unit):
+                self._follow_success(task, attempt, result)
+        session.commit()
+
+    def _follow_success(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+        request, app = task.request, task.app
+        options = {"parent_id": attempt.id, "root_id": request.root_id or attempt.id}
+        if app.conf.task_inherit_parent_priority:
+            options["priority"] = (request.delivery_info or {}).get("priority")
+        for callback in request.callbacks or ():
+            app.signature(callback).apply_async((result,), **options)
+        if request.chain:
+            chain = list(request.chain)
+            app.signature(chain.pop()).apply_async((result,), chain=chain, **options)
+        if request.chord:
+            task.backend.on_chord_part_return(request, "SUCCESS", result)
+
+    # Failing
+
+    def _settle_failed(self, task: DurableTask, attempt: Attempt, error: Exception) -> Any:
+        attempt.discard_session()
+        einfo = ExceptionInfo()
+        described = describe_error(task, error, einfo.traceback)
+        try:
+            with settlement(attempt.database, attempt.tenant) as unit:
+                decision = executions.fail(
+                    unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
+                    lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+                    retry_after=retry_after(error),
+                )  # fmt: skip
+                if decision is None:
+                    raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
+                if isinstance(decision, Fail):
+                    task.backend.after_failure(task.request, error, einfo.traceback)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        except DatabaseUnavailable as unavailable:
+            self._after_lost_answer(attempt, unavailable)
+        match decision:
+            case Retry(delay=delay):
+                raise CeleryRetry(exc=error, when=delay) from error
+            case Fail():
+                raise error
+
+    def _settle_requested_retry(self, task: DurableTask, attempt: Attempt, retry: CeleryRetry) -> None:
+        attempt.discard_session()
+        requested = attempt.requested_retry
+        cause = retry.exc or retry
+        described = describe_error(task, cause, ExceptionInfo().traceback)
+        when = retry.when if requested is None else None
+        delay = requested.delay if requested else when if isinstance(when, (int, float)) else None
+        eta = requested.eta if requested else when if isinstance(when, datetime) else None
+        try:
+            with attempt.database.transaction() as cursor:
+                if not executions.retry(
+                    cursor, attempt.tenant, attempt.id, attempt.attempt, error=described, delay=delay, eta=eta,
+                    message=requested.message if requested else None,
+                ):  # fmt: skip
+                    raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        except DatabaseUnavailable as unavailable:
+            self._after_lost_answer(attempt, unavailable)
+
+    def _settle_ignored(self, task: DurableTask, attempt: Attempt, ignored: Ignore) -> None:
+        replacement = attempt.replacement
+        try:
+            if replacement is None:
+                with self._ending(attempt) as unit:
+                    settled = executions.end_cancelled(
+                        unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
+                        reason=f"the task raised Ignore: {ignored}",
+                    )  # fmt: skip
+                    self._require(settled, attempt)
+            else:
+                with self._ending(attempt) as unit:
+                    self._require(executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt), attempt)
+                    with bind_unit(unit):
+                        replacement.apply_async()
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        except DatabaseUnavailable as unavailable:
+            self._after_lost_answer(attempt, unavailable)
+
+    def _settle_rejected(self, task: DurableTask, attempt: Attempt, rejected: Reject) -> None:
+        if not rejected.requeue:
+            try:
+                self._settle_failed(task, attempt, rejected)
+            except (Reject, CeleryRetry):
+                return
+        attempt.discard_session()
+        with attempt.database.statement() as cursor:
+            executions.release_attempt(
+                cursor, attempt.tenant, attempt.id, attempt.attempt, reason="the task asked to be requeued"
+            )
+
+    def settle_timed_out(self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any) -> None:
+        """Settle an attempt whose hard time limit is over, from the worker's main process."""
+        task = self._cloacina.app.tasks[request.task]
+        with settlement(self._cloacina.database, tenant) as unit:
+            decision = executions.fail(
+                unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
+                lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+            )  # fmt: skip
+            if isinstance(decision, Fail):
+                task.backend.after_failure(request, error, None)
+
+    # When the fence or the database refuses
+
+    @staticmethod
+    def _require(settled: bool, attempt: Attempt) -> None:
+        if not settled:
+            raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
+
+    def _ending(self, attempt: Attempt) -> Any:
+        attempt.discard_session()
+        return settlement(attempt.database, attempt.tenant)
+
+    def _lost(self, attempt: Attempt, lost: LeaseLost) -> Any:
+        attempt.discard_session()
+        log("settle.fenced", tenant=attempt.tenant, execution_id=attempt.id, attempt=attempt.attempt)
+        raise Ignore(str(lost)) from lost
+
+    def _after_lost_answer(self, attempt: Attempt, error: DatabaseUnavailable) -> None:
+        """Find out what became of a settlement whose answer did not come; give the attempt back if nothing did.
+
+        Returns normally only if the settlement was committed.
+        """
+        attempt.discard_session()
+        backoff = 0.1
+        while True:
+            try:
+                with attempt.database.statement() as cursor:
+                    row = queries.get(cursor, attempt.tenant, attempt.id)
+                    if row is not None and row.attempt == attempt.attempt and row.state == "succeeded":
+                        return
+                    executions.release_attempt(
+                        cursor, attempt.tenant, attempt.id, attempt.attempt,
+                        reason=f"the database went away before it was settled: {error}",
+                    )  # fmt: skip
+                raise Ignore("the settlement was rolled back; the execution will run again") from error
+            except DatabaseUnavailable:
+                time.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, MAX_BACKOFF)
+
+
+def describe_error(task: DurableTask, error: BaseException, traceback: str | None) -> dict[str, Any]:
+    """Describe an exception the way a row keeps it and Celery rebuilds it."""
+    return {**task.backend.prepare_exception(error, "json"), "traceback": traceback}
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Read how long an exception asks us to wait, in seconds.
+
+    Either its ``retry_after`` (seconds or a timedelta), or the ``Retry-After`` header of its ``response``
+    (RFC 9110, section 10.2.3: seconds or a date), as the exceptions of requests and httpx carry it.
+    """
+    wish = getattr(error, "retry_after", None)
+    if wish is None:
+        headers = getattr(getattr(error, "response", None), "headers", None)
+        wish = headers.get("Retry-After") if hasattr(headers, "get") else None
+    if isinstance(wish, timedelta):
+        wish = wish.total_seconds()
+    if isinstance(wish, str):
+        try:
+            wish = float(wish)
+        except ValueError:
+            try:
+                wish = (parsedate_to_datetime(wish) - datetime.now(timezone.utc)).total_seconds()
+            except (TypeError, ValueError):
+                return None
+    if isinstance(wish, (int, float)) and not isinstance(wish, bool):
+        return max(float(wish), 0.0)
+    return None
+
+
+def _lineage(error: BaseException) -> tuple[str, ...]:
+    if isinstance(error, (CloacinaError, Reject)):
+        # Ours say that something is wrong with the call itself; a second run would say it again.
+        return (f"{type(error).__module__}.{type(error).__qualname__}",)
+    return lineage(type(error))

@@ -1,0 +1,79 @@
+"""The worker's bootstep: opens the tenants, enters the worker in the register, and runs its keeper."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+
+from cloacina_celery.errors import CloacinaError
+from cloacina_celery.plugin.request import held_attempts
+from cloacina_celery.runtime.keeper import Keeper, worker_name
+from cloacina_celery.telemetry import logger
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.app import Cloacina
+
+EX_CONFIG = 78
+"""The exit code of a worker that refuses to start (sysexits.h)."""
+
+
+CHILD_CHECK_INTERVAL = 0.2
+
+
+class KeeperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Run the keeper from before the pool's first child until after its last."""
+
+    label = "Cloacina"
+
+    def create(self, worker: Any) -> Keeper:
+        """Open the tenants of the worker's queues and make the keeper; refuse to start if one cannot be served."""
+        cloacina: Cloacina = worker.app.cloacina
+        queues = worker.app.amqp.queues
+        try:
+            tenants = cloacina.open_tenants(list(queues.consume_from))
+            keeper = Keeper(
+                cloacina.database, cloacina.settings, cloacina.reaper(),
+                name=worker_name(worker.hostname), tenants=lambda: tenants, held=held_attempts,
+            )  # fmt: skip
+        except CloacinaError as error:
+            logger.critical("cannot start: %s", error)
+            print(f"cloacina: cannot start: {error}", file=sys.stderr)
+            raise SystemExit(EX_CONFIG) from None
+        queues.select_add(cloacina.settings.control_queue)
+        _prepare_green_pool(worker)
+        cloacina.keeper, cloacina.worker_id = keeper, keeper.worker_id
+        return keeper
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Look for dead children often: Celery's own look may come before the child can be reaped, and the
+        next one only after five seconds."""
+        maintain_pool = getattr(worker.pool, "maintain_pool", None)
+        if maintain_pool is not None:
+            hub.call_repeatedly(CHILD_CHECK_INTERVAL, maintain_pool)
+
+    def stop(self, worker: Any) -> None:
+        """Let the running tasks end, then sign off."""
+        if worker.pool:
+            worker.pool.stop()
+        self._sign_off(worker, "the worker was shut down")
+
+    def terminate(self, worker: Any) -> None:
+        """End the running tasks, give them back, and sign off."""
+        if worker.pool:
+            worker.pool.terminate()
+        self._sign_off(worker, "the worker was shut down at once")
+
+    def _sign_off(self, worker: Any, reason: str) -> None:
+        if self.obj is not None:
+            self.obj.stop(reason=reason)
+            worker.app.cloacina.keeper = None
+
+
+def _prepare_green_pool(worker: Any) -> None:
+    # psycopg2 waits in C, where gevent cannot switch: without this hook one query would stop every greenlet.
+    if "gevent" in worker.pool_cls.__module__:
+        from psycogreen.gevent import patch_psycopg
+
+        patch_psycopg()

@@ -1,0 +1,86 @@
+"""One run of an execution: what the task may ask about it, and the session whose effects settle with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from cloacina_celery.core.lifecycle import State
+from cloacina_celery.runtime.context import bind_unit
+from cloacina_celery.runtime.units import SessionUnit
+from cloacina_celery.store import queries
+from cloacina_celery.store.database import Database
+from cloacina_celery.store.sessions import TenantSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedRetry:
+    """What the task's own ``self.retry()`` asked for."""
+
+    message: str
+    delay: float | None
+    eta: datetime | None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Attempt:
+    """The attempt that is running: its identity ``(id, attempt)`` is the fence of all it writes."""
+
+    database: Database = field(repr=False)
+    tenant: str
+    id: str
+    task: str
+    attempt: int
+    failures: int
+    recoveries: int
+    session: TenantSession | None = field(default=None, repr=False)
+    requested_retry: RequestedRetry | None = field(default=None, repr=False)
+    replacement: Any = field(default=None, repr=False)
+
+    @property
+    def is_recovery(self) -> bool:
+        """Whether an earlier attempt was lost with its worker."""
+        return self.recoveries > 0
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Ask the database whether this attempt has been cancelled or otherwise lost its execution."""
+        with self.database.statement() as cursor:
+            row = queries.get(cursor, self.tenant, self.id)
+        return row is None or row.state is not State.RUNNING or row.attempt != self.attempt
+
+    @contextmanager
+    def open_session(self) -> Iterator[Session]:
+        """Lend the attempt's one session; its transaction commits with the settlement.
+
+        A block that raises takes its own work back and leaves that of earlier blocks.
+        """
+        if self.session is None:
+            self.session = TenantSession(self.database, self.tenant)
+        session = self.session
+        # The first block of a transaction needs no savepoint: rolling back all of it is the same and free.
+        savepoint = session.begin_nested() if session.in_transaction() else None
+        try:
+            with bind_unit(SessionUnit(session, self.tenant)):
+                yield session
+            session.flush()
+        except BaseException:
+            if savepoint is None:
+                session.rollback()
+            elif savepoint.is_active:
+                savepoint.rollback()
+            raise
+        else:
+            if savepoint is not None and savepoint.is_active:
+                savepoint.commit()
+
+    def discard_session(self) -> None:
+        """Roll the attempt's effects back and give the connection back."""
+        if self.session is not None:
+            session, self.session = self.session, None
+            session.close()

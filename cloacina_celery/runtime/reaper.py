@@ -1,0 +1,212 @@
+"""The reaper: finds orphaned, due and stranded executions, tenant by tenant, and sends them out again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from cloacina_celery.core.lifecycle import Abandon
+from cloacina_celery.core.settings import Settings
+from cloacina_celery.errors import CloacinaError
+from cloacina_celery.runtime.units import settlement
+from cloacina_celery.store import catalog, recovery, workers
+from cloacina_celery.store.bounded import bound, bounded_transaction
+from cloacina_celery.store.database import Cursor, Database, DriverError
+from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.recovery import Glance, Orphan, Recovered
+from cloacina_celery.telemetry import log
+
+Publish = Callable[[Sequence[Ring]], None]
+QueueDepth = Callable[[str], int | None]
+OnAbandoned = Callable[[str, Recovered], None]
+CanPublish = Callable[[], bool]
+
+GLANCE_BATCH = 100
+TROUBLED_PAUSE = 5.0
+"""Seconds for which a tenant that could not be looked at is looked at alone and no more."""
+
+
+class Reaper:
+    """Move rows on whose worker is gone or whose message is missing. Any number of reapers do as well as one.
+
+    Args:
+        database: where the tenants are.
+        settings: batch sizes and thresholds.
+        publish: sends messages; it must not raise for a broker that is down.
+        can_publish: tells whether the broker may be up; while it is not, due rows are left alone.
+        queue_depth: counts the messages waiting in a tenant's queue; ``None`` where that is not known.
+        on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        publish: Publish,
+        can_publish: CanPublish,
+        queue_depth: QueueDepth,
+        on_abandoned: OnAbandoned,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._publish = publish
+        self._can_publish = can_publish
+        self._queue_depth = queue_depth
+        self._on_abandoned = on_abandoned
+        self._troubled_until: dict[str, float] = {}
+        self._stranded_at: dict[str, float] = {}
+
+    def sweep(self, tenants: Sequence[str], *, check_stranded: bool = True) -> int:
+        """Look at the tenants and move on what needs it; return how many executions were touched.
+
+        One tenant's missing table or locked schema is logged and does not stop the others.
+        """
+        touched = 0
+        for start in range(0, len(tenants), GLANCE_BATCH):
+            for seen in self._glance(tenants[start : start + GLANCE_BATCH]):
+                try:
+                    touched += self._serve(seen, check_stranded=check_stranded)
+                except (DriverError, CloacinaError) as error:
+                    self._note_trouble(seen.tenant, error)
+        return touched
+
+    def sweep_all(self) -> int:
+        """Sweep every tenant of the catalog, and the workers' register."""
+        return self.recover_dead_workers() + self.sweep(catalog.names(self._database))
+
+    def recover_dead_workers(self) -> int:
+        """Recover what workers held that are gone without having said so."""
+        with self._database.statement() as cursor:
+            dead = workers.find_dead(
+                cursor, grace=self._settings.liveness_grace, lease_ttl=self._settings.lease_ttl
+            )
+        return sum(self._bury(worker) for worker in dead)
+
+    def recover_attempt(self, tenant: str, execution_id: str, attempt: int, *, reason: str) -> int:
+        """Recover one attempt that is known to be lost."""
+        return self._recover(
+            tenant, lambda cursor: recovery.lock_attempt(cursor, tenant, execution_id, attempt), reason=reason
+        )
+
+    def release_worker(self, tenants: Sequence[str], worker_id: int, *, reason: str) -> int:
+        """Give back what a worker still holds at the end of its shutdown."""
+        released = 0
+        for tenant in tenants:
+            with self._database.transaction() as cursor:
+                rings = recovery.release(cursor, tenant, worker_id, reason=reason)
+            self._publish(rings)
+            released += len(rings)
+        return released
+
+    def _bury(self, worker: workers.DeadWorker) -> int:
+        recovered = 0
+        # The row lock lets one reaper at a time bury a worker; if it dies over it, the next one goes on.
+        with bounded_transaction(self._database) as cursor:
+            if not workers.lock_dead(cursor, worker.worker_id):
+                return 0
+            log("worker.dead", worker_id=worker.worker_id, name=worker.name, reason=worker.reason)
+            is_clean = True
+            for tenant in worker.tenants:
+                try:
+                    recovered += self._recover(
+                        tenant,
+                        lambda c, t=tenant: recovery.lock_of_worker(
+                            c, t, worker.worker_id, limit=self._settings.sweep_batch
+                        ),
+                        reason=worker.reason,
+                    )
+                    with bounded_transaction(self._database) as look:
+                        is_clean = is_clean and not recovery.holds_any(look, tenant, worker.worker_id)
+                except (DriverError, CloacinaError) as error:
+                    is_clean = False
+                    self._note_trouble(tenant, error)
+            if is_clean:
+                workers.stop(cursor, worker.worker_id, reason=worker.reason)
+        return recovered
+
+    def _glance(self, tenants: Sequence[str]) -> list[Glance]:
+        now = time.monotonic()
+        wanted = [t for t in tenants if self._troubled_until.get(t, 0.0) <= now]
+        if not wanted:
+            return []
+        stranded_after = self._settings.stranded_after
+        try:
+            with bounded_transaction(self._database) as cursor:
+                return recovery.glance(cursor, wanted, stranded_after=stranded_after)
+        except DriverError as error:
+            if len(wanted) == 1:
+                self._note_trouble(wanted[0], error)
+                return []
+        # Somebody in the batch cannot be looked at; the others must not wait for them.
+        return [seen for tenant in wanted for seen in self._glance([tenant])]
+
+    def _serve(self, seen: Glance, *, check_stranded: bool) -> int:
+        touched = 0
+        if seen.is_expired:
+            touched += self._recover(
+                seen.tenant,
+                lambda cursor: recovery.lock_expired(cursor, seen.tenant, limit=self._settings.sweep_batch),
+                reason="the lease ran out: its worker was frozen, cut off or hung",
+            )
+        if seen.is_due and self._can_publish():
+            with bounded_transaction(self._database) as cursor:
+                rings = recovery.ring_due(cursor, seen.tenant, limit=self._settings.sweep_batch)
+            self._publish(rings)
+            if rings:
+                log("sweep.rung", tenant=seen.tenant, count=len(rings))
+            touched += len(rings)
+        if seen.is_stranded and check_stranded and self._can_publish() and self._is_time_for_stranded(seen.tenant):
+            touched += self._ring_stranded(seen.tenant)
+        return touched
+
+    def _is_time_for_stranded(self, tenant: str) -> bool:
+        now = time.monotonic()
+        if now - self._stranded_at.get(tenant, float("-inf")) < self._settings.stranded_after / 2:
+            return False
+        self._stranded_at[tenant] = now
+        return True
+
+    def _ring_stranded(self, tenant: str) -> int:
+        depth = self._queue_depth(tenant)
+        if depth is None:
+            return 0
+        with bounded_transaction(self._database) as cursor:
+            # A backlog is not a loss: as long as the queue holds a message for each waiting row, none is rung.
+            missing = recovery.count_rung(cursor, tenant) - depth
+            if missing <= 0:
+                return 0
+            rings = recovery.ring_stranded(
+                cursor,
+                tenant,
+                limit=min(missing, self._settings.sweep_batch),
+                stranded_after=self._settings.stranded_after,
+            )
+        self._publish(rings)
+        if rings:
+            log("sweep.stranded", tenant=tenant, count=len(rings))
+        return len(rings)
+
+    def _recover(self, tenant: str, lock: Callable[[Cursor], list[Orphan]], *, reason: str) -> int:
+        with settlement(self._database, tenant) as unit:
+            cursor = unit.cursor()
+            bound(cursor)
+            recovered = [recovery.recover(cursor, tenant, orphan, reason=reason) for orphan in lock(cursor)]
+            for one in recovered:
+                if isinstance(one.decision, Abandon):
+                    self._on_abandoned(tenant, one)
+        for one in recovered:
+            log(
+                "recover.done", tenant=tenant, execution_id=one.execution_id, attempt=one.attempt, reason=reason,
+                decision=f"abandoned: {one.decision.reason}" if isinstance(one.decision, Abandon)
+                else f"runs again in {one.decision.delay:g} s",
+            )  # fmt: skip
+        self._publish([one.ring for one in recovered if one.ring is not None])
+        return len(recovered)
+
+    def _note_trouble(self, tenant: str, error: Exception) -> None:
+        self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
+        log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
+
+
+

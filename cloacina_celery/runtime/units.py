@@ -1,0 +1,93 @@
+"""Transactions that submissions join: a SQLAlchemy session's, or a bare cursor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from cloacina_celery.runtime.context import bind_unit
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.sessions import driver_cursor
+
+Action = Callable[[], None]
+
+
+class CursorUnit:
+    """A transaction on a cursor, used to settle an attempt together with what follows from it."""
+
+    is_settlement = True
+
+    def __init__(self, tenant: str, cursor: Cursor) -> None:
+        self.tenant = tenant
+        self._cursor = cursor
+        self.actions: list[Action] = []
+
+    def cursor(self) -> Cursor:
+        """Return the transaction's cursor."""
+        return self._cursor
+
+    def after_commit(self, action: Action) -> None:
+        """Keep the action for the commit."""
+        self.actions.append(action)
+
+
+@contextmanager
+def settlement(database: Database, tenant: str) -> Iterator[CursorUnit]:
+    """Open a settling transaction; submissions in the block join it, and their messages leave after its commit."""
+    with database.transaction() as cursor:
+        unit = CursorUnit(tenant, cursor)
+        with bind_unit(unit):
+            yield unit
+    for action in unit.actions:
+        action()
+
+
+class SessionUnit:
+    """A session's transaction; what joined a savepoint that was rolled back is forgotten."""
+
+    def __init__(self, session: Session, tenant: str, *, is_settlement: bool = False) -> None:
+        self.session = session
+        self.tenant = tenant
+        self.is_settlement = is_settlement
+
+    def cursor(self) -> Cursor:
+        """Open a cursor after flushing what the session has pending, so that order is kept."""
+        return driver_cursor(self.session)
+
+    def after_commit(self, action: Action) -> None:
+        """Keep the action under the innermost open transaction of the session."""
+        transaction = self.session.get_nested_transaction() or self.session.get_transaction()
+        assert transaction is not None, "cursor() began one"
+        if self.session not in _pending:
+            event.listen(self.session, "after_commit", _publish)
+            event.listen(self.session, "after_soft_rollback", _forget)
+        _pending.setdefault(self.session, []).append((transaction, action))
+
+
+_pending: WeakKeyDictionary[Session, list[tuple[SessionTransaction, Action]]] = WeakKeyDictionary()
+
+
+def _publish(session: Session) -> None:
+    actions = _pending.get(session)
+    if actions:
+        _pending[session] = []
+        for _, action in actions:
+            action()
+
+
+def _forget(session: Session, rolled_back: SessionTransaction) -> None:
+    actions = _pending.get(session)
+    if actions:
+        _pending[session] = [entry for entry in actions if not _is_within(entry[0], rolled_back)]
+
+
+def _is_within(transaction: SessionTransaction | None, ancestor: SessionTransaction) -> bool:
+    while transaction is not None:
+        if transaction is ancestor:
+            return True
+        transaction = transaction.parent
+    return False

@@ -1,0 +1,180 @@
+"""Connections: one pool per process, none with a tenant of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+
+APPLICATION_NAME = "cloacina_celery"
+CONNECT_TIMEOUT = 5
+
+UndefinedTable = psycopg2.errors.UndefinedTable
+InvalidSchemaName = psycopg2.errors.InvalidSchemaName
+LockNotAvailable = psycopg2.errors.LockNotAvailable
+DriverError = psycopg2.Error
+ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
+
+Cursor = psycopg2.extensions.cursor
+
+
+class StoreConnection(psycopg2.extensions.connection):
+    """A connection that remembers which statements it has prepared."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prepared: dict[tuple[str, str], str] = {}
+
+
+def normalise_url(url: str) -> URL:
+    """Return a URL that means psycopg2: since SQLAlchemy 2.1 a plain ``postgresql://`` means psycopg 3.
+
+    Raises:
+        SettingsError: the URL is not one, or is not Postgres' through psycopg2.
+    """
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+    except ArgumentError:
+        raise SettingsError(
+            "cloacina_database_url is not a URL: write postgresql://user:password@host:5432/database"
+        ) from None
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg2"):
+        raise SettingsError(
+            f"cloacina_database_url uses {parsed.drivername!r}; tenants live in Postgres through psycopg2: "
+            "write postgresql://... or postgresql+psycopg2://..."
+        )
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+class Database:
+    """Lend connections to the database of all tenants; safe to keep across a fork.
+
+    A connection's own ``search_path`` is empty, so a statement that names no schema fails instead of
+    reading somebody's. Each process opens its own pool on first use.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 5, prepared_statements: bool = True) -> None:
+        self.url = normalise_url(url)
+        self.prepared_statements = prepared_statements
+        self._pool_size = pool_size
+        self._engine: Engine | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget_after_fork)
+
+    def _forget_after_fork(self) -> None:
+        # The parent's sockets must not be spoken to, nor closed politely, from a child: dispose(close=False)
+        # only forgets them. The lock may have been held by a thread that does not exist here.
+        self._lock = threading.Lock()
+        if self._engine is not None:
+            self._engine.dispose(close=False)
+            self._engine = None
+
+    @property
+    def engine(self) -> Engine:
+        """The process's engine; sessions of tenants run on it too."""
+        if self._engine is None or self._pid != os.getpid():
+            with self._lock:
+                if self._engine is None or self._pid != os.getpid():
+                    self._engine = create_engine(
+                        self.url,
+                        pool_size=self._pool_size,
+                        max_overflow=-1,
+                        pool_use_lifo=True,
+                        connect_args=self._connect_args(),
+                    )
+                    self._pid = os.getpid()
+        return self._engine
+
+    @staticmethod
+    def _connect_args() -> dict[str, Any]:
+        return {
+            "connection_factory": StoreConnection,
+            "options": "-c search_path=",
+            "application_name": APPLICATION_NAME,
+            "connect_timeout": CONNECT_TIMEOUT,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        }
+
+    @contextmanager
+    def statement(self) -> Iterator[Cursor]:
+        """Lend a cursor on which every statement commits by itself.
+
+        Raises:
+            DatabaseUnavailable: the connection broke; whether a write was committed is not known.
+        """
+        with self._lend(autocommit=True) as connection, connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """Lend a cursor in a transaction that commits at the end, and rolls back on any exception.
+
+        Raises:
+            DatabaseUnavailable: as `statement`.
+        """
+        with self._lend(autocommit=False) as connection, connection, connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def _lend(self, *, autocommit: bool) -> Iterator[StoreConnection]:
+        try:
+            fairy = self.engine.raw_connection()
+        except Exception as error:
+            if isinstance(getattr(error, "orig", error), ConnectionTrouble):
+                raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+            raise
+        connection: Any = fairy.dbapi_connection
+        try:
+            connection.autocommit = autocommit
+            yield connection
+        except ConnectionTrouble as error:
+            if not connection.closed:
+                raise
+            # The other pooled connections most likely met the same fate; a new pool costs little.
+            fairy.invalidate(error)
+            self.engine.dispose()
+            raise DatabaseUnavailable(f"the database connection broke: {_one_line(error)}") from error
+        finally:
+            if connection.closed:
+                fairy.invalidate()
+            else:
+                connection.autocommit = False
+            fairy.close()
+
+    def dedicated_connection(self) -> StoreConnection:
+        """Open a connection outside the pool, in autocommit; the caller closes it.
+
+        Raises:
+            DatabaseUnavailable: the database did not answer.
+        """
+        try:
+            connection: StoreConnection = psycopg2.connect(
+                **self._connect_args(), **self.url.translate_connect_args(username="user", database="dbname"),
+                **self.url.query,
+            )
+        except psycopg2.OperationalError as error:
+            raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+        connection.autocommit = True
+        return connection
+
+    def dispose(self) -> None:
+        """Close the pool of this process; the next use opens a new one."""
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.dispose()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "orig", error)).split())

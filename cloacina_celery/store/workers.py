@@ -1,0 +1,123 @@
+"""The workers' register, and how a worker's death is seen: its advisory lock goes with its connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cloacina_celery.store.database import Cursor
+
+LOCK_CLASS = 0x636C6F63  # "cloc": the first half of the advisory lock's key, the second is the worker's id
+
+RESTART_GRACE = 10.0
+"""Seconds after the server's start in which nobody is called dead: every worker lost its lock with the server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadWorker:
+    """A worker that is gone without having said so."""
+
+    worker_id: int
+    name: str
+    tenants: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliveWorker:
+    """A worker that has not ended, as far as the register knows."""
+
+    worker_id: int
+    name: str
+    tenants: tuple[str, ...]
+    started_at: datetime
+    heartbeat_at: datetime
+
+
+def alive(cursor: Cursor) -> list[AliveWorker]:
+    """List the workers that have neither signed off nor been found dead."""
+    cursor.execute(
+        "SELECT id, name, tenants, started_at, heartbeat_at FROM cloacina.workers WHERE stopped_at IS NULL ORDER BY id"
+    )
+    return [
+        AliveWorker(worker_id=i, name=name, tenants=tuple(tenants), started_at=started, heartbeat_at=beat)
+        for i, name, tenants, started, beat in cursor.fetchall()
+    ]
+
+
+def register(cursor: Cursor, *, name: str, tenants: Sequence[str]) -> int:
+    """Enter a worker and return its id; until it holds its lock only its leases speak for it."""
+    cursor.execute(
+        "INSERT INTO cloacina.workers (name, tenants, has_lock) VALUES (%s, %s, false) RETURNING id",
+        (name, list(tenants)),
+    )
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def hold_lock(cursor: Cursor, worker_id: int) -> None:
+    """Take the worker's liveness lock on this connection, for as long as the connection lives."""
+    # lock_timeout is this connection's own: a predecessor connection of ours may not be gone yet.
+    cursor.execute("SET lock_timeout = '10s'")
+    cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, _lock_key(worker_id)))
+    cursor.execute("UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now() WHERE id = %s", (worker_id,))
+
+
+def heartbeat(cursor: Cursor, worker_id: int) -> None:
+    """Say that the worker's background work is going on."""
+    cursor.execute("UPDATE cloacina.workers SET heartbeat_at = now() WHERE id = %s", (worker_id,))
+
+
+def stop(cursor: Cursor, worker_id: int, *, reason: str) -> None:
+    """Enter that the worker has ended; its rows are settled, released or recovered."""
+    cursor.execute(
+        "UPDATE cloacina.workers SET stopped_at = now(), end_reason = %s WHERE id = %s AND stopped_at IS NULL",
+        (reason, worker_id),
+    )
+
+
+def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWorker]:
+    """Find workers whose liveness lock nobody holds, ``grace`` seconds after their last heartbeat.
+
+    A worker that never had a lock (behind a pooler) is called dead when its leases must all have run out.
+    """
+    cursor.execute(
+        """
+        SELECT w.id, w.name, w.tenants, w.has_lock
+        FROM cloacina.workers w
+        WHERE w.stopped_at IS NULL
+          AND pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
+          AND CASE WHEN w.has_lock
+              THEN w.heartbeat_at < now() - make_interval(secs => %(grace)s) AND NOT EXISTS (
+                  SELECT FROM pg_locks l
+                  WHERE l.locktype = 'advisory' AND l.classid = %(class)s AND l.objsubid = 2
+                    AND l.objid = (w.id & 2147483647)::oid AND l.granted
+                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+              ELSE w.heartbeat_at < now() - make_interval(secs => %(ttl)s) END
+        """,
+        {"restart": RESTART_GRACE, "grace": grace, "class": LOCK_CLASS, "ttl": 2 * lease_ttl},
+    )
+    return [
+        DeadWorker(
+            worker_id=worker_id,
+            name=name,
+            tenants=tuple(tenants),
+            reason=f"worker {name} died (its liveness lock is gone)" if had_lock
+            else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
+        )
+        for worker_id, name, tenants, had_lock in cursor.fetchall()
+    ]
+
+
+def lock_dead(cursor: Cursor, worker_id: int) -> bool:
+    """Lock a dead worker's entry for the transaction; ``False`` if another reaper is at it or done."""
+    cursor.execute(
+        "SELECT 1 FROM cloacina.workers WHERE id = %s AND stopped_at IS NULL FOR UPDATE SKIP LOCKED", (worker_id,)
+    )
+    return cursor.fetchone() is not None
+
+
+def _lock_key(worker_id: int) -> int:
+    return worker_id & 0x7FFFFFFF

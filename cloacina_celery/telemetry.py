@@ -1,0 +1,54 @@
+"""Every log wording of the package in one table, so that operators can search for and alert on them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+logger = logging.getLogger("cloacina")
+
+EVENTS: dict[str, tuple[int, str]] = {
+    "worker.registered": (logging.INFO, "worker %(worker_id)s serves tenants %(tenants)s"),
+    "worker.stopped": (logging.INFO, "worker %(worker_id)s stopped; gave %(released)s running executions back"),
+    "worker.dead": (logging.WARNING, "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions"),
+    "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
+    "submit.unpublished": (
+        logging.WARNING,
+        "execution %(execution_id)s in %(tenant)s is committed but the broker did not take its message (%(error)s); "
+        "the sweep will publish it",
+    ),
+    "claim.declined": (
+        logging.INFO,
+        "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s declined: stale or duplicate",
+    ),
+    "claim.waiting": (logging.WARNING, "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s"),
+    "settle.fenced": (
+        logging.ERROR,
+        "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s lost its lease before it settled; "
+        "its effects were rolled back",
+    ),
+    "recover.done": (
+        logging.WARNING,
+        "execution %(execution_id)s in %(tenant)s lost attempt %(attempt)s: %(reason)s; %(decision)s",
+    ),
+    "sweep.rung": (logging.INFO, "published %(count)s due executions of %(tenant)s"),
+    "sweep.stranded": (
+        logging.WARNING,
+        "published %(count)s executions of %(tenant)s again: waiting rows outnumber the queue's messages",
+    ),
+    "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),
+    "message.refused": (logging.ERROR, "message %(execution_id)s for %(task)s refused before user code: %(error)s"),
+    "keeper.trouble": (logging.ERROR, "background work failed and is tried again: %(error)s"),
+    "heartbeat.lost": (
+        logging.WARNING,
+        "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s is no longer ours at its heartbeat",
+    ),
+    "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
+}
+
+
+def log(event: str, **fields: Any) -> None:
+    """Log one named event with its fields; never arguments or results of tasks."""
+    level, wording = EVENTS[event]
+    if logger.isEnabledFor(level):
+        logger.log(level, f"{event}: {wording}", fields, extra={"cloacina_event": event, "cloacina": fields})
