@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, overload
 
 from celery import Celery
 from sqlalchemy.orm import Session
@@ -24,6 +24,7 @@ from cloacina_celery.plugin.results import DurableBackend, DurableResult
 from cloacina_celery.plugin.settler import Settler
 from cloacina_celery.plugin.submitter import Submitter, id_for_key
 from cloacina_celery.plugin.task import DurableTask
+from cloacina_celery.plugin.typing import P, R_co, TypedTask
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import bind_tenant, bind_unit, bound_tenant, current_attempt, require_tenant
 from cloacina_celery.runtime.keeper import Keeper
@@ -136,6 +137,29 @@ class Cloacina:
         return self._database
 
     # What users call
+
+    @overload
+    def task(self, function: Callable[P, R_co], /) -> TypedTask[P, R_co]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        bind: Literal[True],
+        retry: RetryPolicy | None = None,
+        max_recoveries: int | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[Concatenate[Any, P], R_co]], TypedTask[P, R_co]]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        bind: Literal[False] = False,
+        retry: RetryPolicy | None = None,
+        max_recoveries: int | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[P, R_co]], TypedTask[P, R_co]]: ...
 
     def task(
         self, *args: Any, retry: RetryPolicy | None = None, max_recoveries: int | None = None, **options: Any

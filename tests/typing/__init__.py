@@ -1,0 +1,1 @@
+"""What the public types promise to a user's type checker."""
