@@ -25,6 +25,8 @@ def main() -> int:
     except DemoFailed as error:
         print(f"the demo failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         if is_ours_to_stop:
             devservers.stop()

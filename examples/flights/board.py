@@ -27,6 +27,8 @@ class Board:
             tenant: self._progress.add_task(tenant, total=count) for tenant, count in months.items()
         }
         self._next_line = STEP
+        self.share = 0.0
+        """How much of all is loaded, at the last `update`."""
 
     def __enter__(self) -> None:
         self._progress.start()
@@ -40,16 +42,15 @@ class Board:
         """Print a line above the bars."""
         self._console.print(what, soft_wrap=True, highlight=False)
 
-    def update(self) -> float:
-        """Count anew what has succeeded, show it, and return its share of all."""
+    def update(self) -> None:
+        """Count anew what has succeeded, and show it."""
         done = 0
         for tenant, bar in self._bars.items():
             counts = cloacina.executions(tenant).count()
             succeeded = sum(count for state, count in counts.items() if state == "succeeded")
             self._progress.update(bar, completed=succeeded)
             done += succeeded
-        share = done / sum(self._months.values())
-        if not self._console.is_terminal and share >= self._next_line:
-            self._next_line = share + STEP
-            self.say(f"{share:4.0%} of the months are loaded")
-        return share
+        self.share = done / sum(self._months.values())
+        if not self._console.is_terminal and self.share >= self._next_line:
+            self._next_line = self.share + STEP
+            self.say(f"{self.share:4.0%} of the months are loaded")
