@@ -336,10 +336,11 @@ def _prefix_for_postgres() -> Sequence[str]:
             "it, is not here: install it, or run as an ordinary user, or set both CLOACINA_DATABASE_URL and "
             "CLOACINA_BROKER_URL"
         )
-    rights = "+dac_override"
+    right = "+dac_override"
     return (
         *("setpriv", f"--reuid={UNPRIVILEGED_USER}", "--clear-groups", "--no-new-privs"),
-        *(f"--inh-caps={rights}", f"--ambient-caps={rights}", "--"),
+        # The last bit has access(2), by which initdb looks for its programs, see that right too.
+        *(f"--inh-caps={right}", f"--ambient-caps={right}", "--securebits=+no_setuid_fixup", "--"),
     )
 
 

