@@ -16,6 +16,9 @@ JITTER_SPREAD = 0.25
 MAX_RETRY_AFTER = timedelta(days=7).total_seconds()
 """A ``Retry-After`` beyond a week is more likely a unit mistaken than a wish; it is cut to this."""
 
+MAX_DELAY = timedelta(days=3650).total_seconds()
+"""Longer delays are refused where they are written: in the row they would overflow Postgres' instants."""
+
 _BACKOFFS: tuple[str, ...] = ("fixed", "linear", "exponential")
 
 
@@ -72,7 +75,8 @@ class RetryPolicy:
             raise SettingsError(f"RetryPolicy.backoff is one of {', '.join(_BACKOFFS)}, not {self.backoff!r}")
         if self.jitter not in (True, False, "full"):
             raise SettingsError(f"RetryPolicy.jitter is True, False or 'full', not {self.jitter!r}")
-        if not isinstance(self.multiplier, (int, float)) or self.multiplier < 1:
+        is_number = isinstance(self.multiplier, (int, float)) and not isinstance(self.multiplier, bool)
+        if not is_number or not 1 <= self.multiplier < float("inf"):
             raise SettingsError(f"RetryPolicy.multiplier is a number of at least 1, not {self.multiplier!r}")
         put(self, "_retry_names", _names("retry_on", self.retry_on))
         put(self, "_give_up_names", _names("give_up_on", self.give_up_on))
@@ -91,8 +95,10 @@ class RetryPolicy:
             case "linear":
                 delay = initial * failures
             case "exponential":
-                # The exponent is bounded so that a thousandth failure is a cap, not an OverflowError.
-                delay = initial * self.multiplier ** min(failures - 1, 64)
+                try:
+                    delay = initial * float(self.multiplier) ** (failures - 1)
+                except OverflowError:  # beyond any cap, unless there is nothing to multiply
+                    delay = cap if initial else 0.0
         delay = min(delay, cap)
         if self.jitter == "full":
             delay *= random
@@ -122,14 +128,18 @@ class RetryPolicy:
 def _seconds(name: str, value: Seconds) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise SettingsError(f"RetryPolicy.{name} is a number of seconds (or a timedelta) of at least 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DELAY:
+        raise SettingsError(
+            f"RetryPolicy.{name} is a number of seconds (or a timedelta) from 0 to ten years, not {value!r}"
+        )
     return float(value)
 
 
 def _names(name: str, classes: tuple[type[BaseException] | str, ...]) -> frozenset[str]:
-    if isinstance(classes, type) or isinstance(classes, str):
+    if isinstance(classes, (type, str)):
         raise SettingsError(f"RetryPolicy.{name} is a tuple of exception classes: write ({classes!r},)")
+    if not isinstance(classes, (tuple, list, set, frozenset)):
+        raise SettingsError(f"RetryPolicy.{name} is a tuple of exception classes, not {classes!r}")
     names = set()
     for cls in classes:
         if isinstance(cls, str):

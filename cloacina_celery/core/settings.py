@@ -6,11 +6,15 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 from cloacina_celery.errors import SettingsError
 
 PREFIX = "cloacina_"
+MAX_INTEGER = 2**31 - 1
+"""The largest number that a row's counts can hold."""
+
 ENVIRONMENT = {"database_url": "CLOACINA_DATABASE_URL"}
 
 
@@ -50,6 +54,8 @@ class Settings:
                 raise SettingsError(f"{PREFIX}{name} must be greater than 0, not {getattr(self, name)}")
         if self.max_recoveries < 0 or self.liveness_grace < 0:
             raise SettingsError(f"{PREFIX}max_recoveries and {PREFIX}liveness_grace must be at least 0")
+        if self.max_recoveries > MAX_INTEGER:
+            raise SettingsError(f"{PREFIX}max_recoveries must be at most {MAX_INTEGER}, not {self.max_recoveries}")
         if self.heartbeat_interval * 3 > self.lease_ttl:
             raise SettingsError(
                 f"{PREFIX}heartbeat_interval ({self.heartbeat_interval} s) must fit three times into "
@@ -94,5 +100,7 @@ def _refuse_unknown(name: str, known: set[str], prefix: str) -> None:
 
 def _check_type(name: str, annotation: Any, value: object) -> None:
     expected = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(annotation)]
-    if isinstance(value, bool) and annotation != "bool" or not isinstance(value, expected):  # type: ignore[arg-type]
+    if (isinstance(value, bool) and annotation != "bool") or not isinstance(value, expected):  # type: ignore[arg-type]
         raise SettingsError(f"{PREFIX}{name} is of type {annotation}, not {value!r}")
+    if isinstance(value, float) and not isfinite(value):
+        raise SettingsError(f"{PREFIX}{name} is a finite number, not {value!r}")
