@@ -139,7 +139,12 @@ def schema_migrate(cloacina: Cloacina, tenants: tuple[str, ...], as_json: bool) 
         except CloacinaError as error:
             failures += 1
             rows.append({"schema": name, "revision": None, "error": str(error)})
-    _print(as_json, rows, ("schema", "revision", "error"), empty="the catalog is up to date; there are no tenants yet")
+    _print(
+        as_json,
+        rows,
+        ("schema", "revision", "error"),
+        empty="the catalog is up to date; there are no tenants yet",
+    )
     if failures:
         raise CloacinaError(f"{failures} of {len(rows)} schemas were not migrated")
 
@@ -151,10 +156,14 @@ def schema_status(cloacina: Cloacina, as_json: bool) -> None:
     with cloacina.database.statement() as cursor:
         found = [(CATALOG_SCHEMA, migrate.revision_of(cursor, CATALOG_SCHEMA), migrate.CATALOG_HEAD)]
     found += [(name, at, migrate.TENANT_HEAD) for name, at in catalog.revisions(cloacina.database)]
-    rows = [{"schema": name, "revision": at, "wanted": wanted, "ok": at == wanted} for name, at, wanted in found]
+    rows = [
+        {"schema": name, "revision": at, "wanted": wanted, "ok": at == wanted} for name, at, wanted in found
+    ]
     _print(as_json, rows, ("schema", "revision", "wanted", "ok"), empty="nothing there yet")
     if not all(row["ok"] for row in rows):
-        raise CloacinaError("a schema is not at the wanted revision: run `celery -A <app> cloacina schema migrate`")
+        raise CloacinaError(
+            "a schema is not at the wanted revision: run `celery -A <app> cloacina schema migrate`"
+        )
 
 
 @cloacina.group()
@@ -173,7 +182,17 @@ def execution_list(
 ) -> None:
     """List a tenant's executions, newest first."""
     rows = [asdict(one) for one in cloacina.executions(tenant).list(state=state, task=task, limit=limit)]
-    columns = ("id", "task", "state", "attempt", "failures", "recoveries", "submitted_at", "run_at", "settled_at")
+    columns = (
+        "id",
+        "task",
+        "state",
+        "attempt",
+        "failures",
+        "recoveries",
+        "submitted_at",
+        "run_at",
+        "settled_at",
+    )
     _print(as_json, rows, columns, empty=f"no such executions in {tenant}")
 
 
@@ -186,7 +205,9 @@ def execution_show(cloacina: Cloacina, tenant: str, execution_id: str, as_json: 
     found = cloacina.executions(tenant).get(execution_id)
     events = cloacina.executions(tenant).history(execution_id)
     if as_json:
-        click.echo(json.dumps({**asdict(found), "events": [asdict(e) for e in events]}, default=_plain, indent=2))
+        click.echo(
+            json.dumps({**asdict(found), "events": [asdict(e) for e in events]}, default=_plain, indent=2)
+        )
         return
     click.echo(_headline(found))
     for event in events:
@@ -233,7 +254,9 @@ def tell(event: Event) -> str:
 
 def _error(error: dict[str, Any]) -> str:
     message = error.get("exc_message")
-    return f"{error.get('exc_type')}({', '.join(map(str, message)) if isinstance(message, list) else message})"
+    return (
+        f"{error.get('exc_type')}({', '.join(map(str, message)) if isinstance(message, list) else message})"
+    )
 
 
 @execution.command("cancel")
@@ -261,7 +284,9 @@ def execution_requeue(cloacina: Cloacina, tenant: str, execution_id: str, as_jso
 def sweep(cloacina: Cloacina, as_json: bool) -> None:
     """Sweep all tenants now: recover what is orphaned, send out what is due or stranded."""
     touched = cloacina.sweep()
-    click.echo(json.dumps({"touched": touched}) if as_json else f"{touched} executions sent out again or ended")
+    click.echo(
+        json.dumps({"touched": touched}) if as_json else f"{touched} executions sent out again or ended"
+    )
 
 
 @cloacina.command("status")
@@ -279,4 +304,6 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
         return
     _print(False, rows, ("tenant", *map(str, State)), empty="no tenants yet")
     click.echo()
-    _print(False, alive, ("worker_id", "name", "tenants", "started_at", "heartbeat_at"), empty="no worker runs")
+    _print(
+        False, alive, ("worker_id", "name", "tenants", "started_at", "heartbeat_at"), empty="no worker runs"
+    )

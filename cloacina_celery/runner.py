@@ -66,11 +66,16 @@ class Runner:
             name=worker_name(f"runner@{schema}"), tenants=lambda: [schema], held=lambda: list(self._running.values()),
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(
-            max_concurrent_tasks, f"cloacina-{schema}", initializer=enter_worker, initargs=(self._keeper.worker_id,)
+            max_concurrent_tasks,
+            f"cloacina-{schema}",
+            initializer=enter_worker,
+            initargs=(self._keeper.worker_id,),
         )
         self._consumer = _Consumer(self, max_concurrent_tasks)
         self._keeper.start()
-        self._thread = threading.Thread(target=self._consumer.run, name=f"cloacina-consumer-{schema}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._consumer.run, name=f"cloacina-consumer-{schema}", daemon=True
+        )
         self._thread.start()
 
     @classmethod
@@ -82,7 +87,9 @@ class Runner:
         """Submit a call of a task by its name for this runner's tenant, and return its result object."""
         found = self.app.tasks.get(task)
         if found is None:
-            raise SettingsError(f"unknown task {task!r}: the app knows {', '.join(sorted(self._task_names()))}")
+            raise SettingsError(
+                f"unknown task {task!r}: the app knows {', '.join(sorted(self._task_names()))}"
+            )
         return found.apply_async(args, kwargs, tenant=self.tenant)
 
     def shutdown(self, *, wait: bool = True) -> None:

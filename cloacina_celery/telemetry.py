@@ -9,8 +9,14 @@ logger = logging.getLogger("cloacina")
 
 EVENTS: dict[str, tuple[int, str]] = {
     "worker.registered": (logging.INFO, "worker %(worker_id)s serves tenants %(tenants)s"),
-    "worker.stopped": (logging.INFO, "worker %(worker_id)s stopped; gave %(released)s running executions back"),
-    "worker.dead": (logging.WARNING, "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions"),
+    "worker.stopped": (
+        logging.INFO,
+        "worker %(worker_id)s stopped; gave %(released)s running executions back",
+    ),
+    "worker.dead": (
+        logging.WARNING,
+        "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
+    ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "submit.unpublished": (
         logging.WARNING,
@@ -21,7 +27,10 @@ EVENTS: dict[str, tuple[int, str]] = {
         logging.INFO,
         "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s declined: stale or duplicate",
     ),
-    "claim.waiting": (logging.WARNING, "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s"),
+    "claim.waiting": (
+        logging.WARNING,
+        "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s",
+    ),
     "settle.fenced": (
         logging.ERROR,
         "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s lost its lease before it settled; "
@@ -37,7 +46,10 @@ EVENTS: dict[str, tuple[int, str]] = {
         "published %(count)s executions of %(tenant)s again: waiting rows outnumber the queue's messages",
     ),
     "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),
-    "message.refused": (logging.ERROR, "message %(execution_id)s for %(task)s refused before user code: %(error)s"),
+    "message.refused": (
+        logging.ERROR,
+        "message %(execution_id)s for %(task)s refused before user code: %(error)s",
+    ),
     "keeper.trouble": (logging.ERROR, "background work failed and is tried again: %(error)s"),
     "heartbeat.lost": (
         logging.WARNING,

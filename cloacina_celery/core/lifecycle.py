@@ -89,7 +89,9 @@ def after_loss(*, recoveries: int, max_recoveries: int) -> Recover | Abandon:
     the following ones wait, so that a task which kills its worker does not kill one a second.
     """
     if recoveries >= max_recoveries:
-        return Abandon(reason=f"lost {recoveries + 1} times, and at most {max_recoveries} recoveries are allowed")
+        return Abandon(
+            reason=f"lost {recoveries + 1} times, and at most {max_recoveries} recoveries are allowed"
+        )
     if recoveries == 0:
         return Recover(delay=0.0)
     return Recover(delay=min(RECOVERY_DELAY_BASE * 2.0 ** min(recoveries - 1, 16), RECOVERY_DELAY_CAP))

@@ -68,7 +68,9 @@ class RetryPolicy:
         if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
             raise SettingsError(f"RetryPolicy.max_attempts is a whole number, not {self.max_attempts!r}")
         if self.max_attempts < 1:
-            raise SettingsError(f"RetryPolicy.max_attempts counts every run, so at least 1, not {self.max_attempts}")
+            raise SettingsError(
+                f"RetryPolicy.max_attempts counts every run, so at least 1, not {self.max_attempts}"
+            )
         put(self, "initial_delay", _seconds("initial_delay", self.initial_delay))
         put(self, "max_delay", _seconds("max_delay", self.max_delay))
         if self.backoff not in _BACKOFFS:
@@ -122,7 +124,9 @@ class RetryPolicy:
     @classmethod
     def from_stored(cls, stored: dict[str, Any]) -> RetryPolicy:
         """Read what `to_stored` wrote."""
-        return cls(**{**stored, "retry_on": tuple(stored["retry_on"]), "give_up_on": tuple(stored["give_up_on"])})
+        return cls(
+            **{**stored, "retry_on": tuple(stored["retry_on"]), "give_up_on": tuple(stored["give_up_on"])}
+        )
 
 
 def _seconds(name: str, value: Seconds) -> float:

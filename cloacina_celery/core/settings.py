@@ -48,14 +48,23 @@ class Settings:
     def __post_init__(self) -> None:
         for spec in fields(self):
             _check_type(spec.name, spec.type, getattr(self, spec.name))
-        for name in ("lease_ttl", "heartbeat_interval", "poll_interval", "sweep_interval", "stranded_after",
-                     "pool_size", "sweep_batch"):
+        for name in (
+            "lease_ttl",
+            "heartbeat_interval",
+            "poll_interval",
+            "sweep_interval",
+            "stranded_after",
+            "pool_size",
+            "sweep_batch",
+        ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name} must be greater than 0, not {getattr(self, name)}")
         if self.max_recoveries < 0 or self.liveness_grace < 0:
             raise SettingsError(f"{PREFIX}max_recoveries and {PREFIX}liveness_grace must be at least 0")
         if self.max_recoveries > MAX_INTEGER:
-            raise SettingsError(f"{PREFIX}max_recoveries must be at most {MAX_INTEGER}, not {self.max_recoveries}")
+            raise SettingsError(
+                f"{PREFIX}max_recoveries must be at most {MAX_INTEGER}, not {self.max_recoveries}"
+            )
         if self.heartbeat_interval * 3 > self.lease_ttl:
             raise SettingsError(
                 f"{PREFIX}heartbeat_interval ({self.heartbeat_interval} s) must fit three times into "

@@ -40,7 +40,8 @@ def validate_tenant_name(name: object, *, allow_legacy: bool = False) -> str:
         if name == LEGACY_TENANT and allow_legacy:
             return name
         raise InvalidTenantName(
-            name, "'public' is the legacy tenant and is taken on purpose only: pass legacy=True (CLI: --legacy)"
+            name,
+            "'public' is the legacy tenant and is taken on purpose only: pass legacy=True (CLI: --legacy)",
         )
     if folded.startswith("pg_") or folded in _RESERVED:
         raise InvalidTenantName(name, f"it is reserved; {RULE}")

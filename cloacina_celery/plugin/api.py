@@ -82,7 +82,9 @@ class Executions:
         if state is not None and state not in set(State):
             raise InvalidPayload(f"unknown state {state!r}: one of {', '.join(State)}")
         with self._cloacina.database.statement() as cursor:
-            return queries.list_(cursor, self.tenant, state=State(state) if state else None, task=task, limit=limit)
+            return queries.list_(
+                cursor, self.tenant, state=State(state) if state else None, task=task, limit=limit
+            )
 
     def count(self) -> dict[State, int]:
         """Count executions by state."""
@@ -110,7 +112,9 @@ class Executions:
             is_cancelled = queries.cancel(cursor, self.tenant, execution_id, reason=reason)
         found = self.get(execution_id)
         if not is_cancelled:
-            raise TransitionRefused(execution_id, found.state, "cancel", "only pending and running ones can be")
+            raise TransitionRefused(
+                execution_id, found.state, "cancel", "only pending and running ones can be"
+            )
         return found
 
     def requeue(self, execution_id: str, *, reason: str = "requeued by an operator") -> Execution:

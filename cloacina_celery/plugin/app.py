@@ -26,7 +26,13 @@ from cloacina_celery.plugin.submitter import Submitter, id_for_key
 from cloacina_celery.plugin.task import DurableTask
 from cloacina_celery.plugin.typing import P, R_co, TypedTask
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.runtime.context import bind_tenant, bind_unit, bound_tenant, current_attempt, require_tenant
+from cloacina_celery.runtime.context import (
+    bind_tenant,
+    bind_unit,
+    bound_tenant,
+    current_attempt,
+    require_tenant,
+)
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.runtime.units import SessionUnit
@@ -61,7 +67,9 @@ class Cloacina:
         SettingsError: a setting is unknown, of the wrong kind, or does not fit another.
     """
 
-    def __init__(self, app: Celery | None = None, *, database_url: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, app: Celery | None = None, *, database_url: str | None = None, **settings: Any
+    ) -> None:
         self._overrides: dict[str, Any] = {"database_url": database_url, **settings}
         self._app: Celery | None = None
         self._settings: Settings | None = None
@@ -89,7 +97,9 @@ class Cloacina:
         if self._app is app:
             return
         if self._app is not None or getattr(app, "cloacina", None) is not None:
-            raise SettingsError(f"app {app.main!r} and Cloacina are one to one: one of them has a partner already")
+            raise SettingsError(
+                f"app {app.main!r} and Cloacina are one to one: one of them has a partner already"
+            )
         self._app = app
         app.cloacina = self
         amqp.install(app, self)
@@ -175,7 +185,9 @@ class Cloacina:
         """
         options.setdefault("base", DurableTask)
         if not issubclass(options["base"], DurableTask):
-            raise SettingsError(f"base={options['base'].__name__} of a durable task must derive from DurableTask")
+            raise SettingsError(
+                f"base={options['base'].__name__} of a durable task must derive from DurableTask"
+            )
         if retry is not None and not isinstance(retry, RetryPolicy):
             raise SettingsError(f"retry= takes a RetryPolicy, not {retry!r}")
         if max_recoveries is not None and (not isinstance(max_recoveries, int) or max_recoveries < 0):
@@ -304,7 +316,11 @@ class Cloacina:
 
     def policy_of(self, task: Any) -> RetryPolicy:
         """Return the retry policy that new executions of a task are given."""
-        return DurableTask.retry_policy_of(task) if isinstance(task, DurableTask) else RetryPolicy(max_attempts=1)
+        return (
+            DurableTask.retry_policy_of(task)
+            if isinstance(task, DurableTask)
+            else RetryPolicy(max_attempts=1)
+        )
 
     def stored_policy_of(self, task: Any) -> str | None:
         """Return the policy as a row keeps it; ``None`` where the task's code is elsewhere."""
@@ -385,31 +401,31 @@ class Cloacina:
 
     def attempt_lost(self, tenant: str, execution_id: str, attempt: int, *, reason: str) -> None:
         """Recover an attempt whose process the worker saw die."""
-        self._ask_keeper(
-            lambda: self.reaper().recover_attempt(tenant, execution_id, attempt, reason=reason)
-        )
+        self._ask_keeper(lambda: self.reaper().recover_attempt(tenant, execution_id, attempt, reason=reason))
 
     def attempt_timed_out(
         self, tenant: str, execution_id: str, attempt: int, *, error: Exception, request: Any
     ) -> None:
         """Settle an attempt that the worker killed for its time limit."""
-        self._ask_keeper(
-            lambda: self.settler.settle_timed_out(tenant, execution_id, attempt, error, request)
-        )
+        self._ask_keeper(lambda: self.settler.settle_timed_out(tenant, execution_id, attempt, error, request))
 
     def attempt_cancelled_by_worker(self, tenant: str, execution_id: str, attempt: int) -> None:
         """Give back an attempt that the worker ended for its own reasons: a shutdown, a lost broker."""
 
         def release() -> None:
             with self.database.statement() as cursor:
-                executions.release_attempt(cursor, tenant, execution_id, attempt, reason="ended by its worker")
+                executions.release_attempt(
+                    cursor, tenant, execution_id, attempt, reason="ended by its worker"
+                )
 
         self._ask_keeper(release)
 
     def on_revoked(self, execution_id: str, reason: str, request: Any) -> None:
         """Cancel the row of a revoked or expired task."""
         headers = getattr(request, "headers", None) or {}
-        tenant = headers.get(TENANT_HEADER) or getattr(request, TENANT_HEADER, None) or self.locate(execution_id)
+        tenant = (
+            headers.get(TENANT_HEADER) or getattr(request, TENANT_HEADER, None) or self.locate(execution_id)
+        )
         if tenant is None:
             return
 

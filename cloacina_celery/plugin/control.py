@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, signals
 from celery.app.task import Context
 
+from cloacina_celery.plugin.doorbell import DoorbellStep
 from cloacina_celery.plugin.worker import KeeperStep
 from cloacina_celery.telemetry import logger
 
@@ -50,6 +51,7 @@ def install(app: Celery, cloacina: Cloacina) -> None:
         return cloacina.sweep()
 
     app.steps["worker"].add(KeeperStep)
+    app.steps["consumer"].add(DoorbellStep)
 
     def add_to_schedule(**_: Any) -> None:
         if cloacina.settings.enable_recovery:
@@ -57,7 +59,11 @@ def install(app: Celery, cloacina: Cloacina) -> None:
 
     def add_to_running_beat(sender: Any, **_: Any) -> None:
         # An app may have assigned beat_schedule anew after it was finalized.
-        if sender.app is app and cloacina.settings.enable_recovery and BEAT_ENTRY not in sender.scheduler.schedule:
+        if (
+            sender.app is app
+            and cloacina.settings.enable_recovery
+            and BEAT_ENTRY not in sender.scheduler.schedule
+        ):
             sender.scheduler.add(name=BEAT_ENTRY, **beat_entry(cloacina))
 
     app.on_after_finalize.connect(add_to_schedule, weak=False)

@@ -49,7 +49,9 @@ class DurableRequest(Request):  # type: ignore[misc]  # Celery is untyped
         state.task_ready(self)
         self.acknowledge()
         if self.held is not None and not state.should_terminate:
-            self._app.cloacina.attempt_timed_out(*self.held, error=TimeLimitExceeded(timeout), request=self._context)
+            self._app.cloacina.attempt_timed_out(
+                *self.held, error=TimeLimitExceeded(timeout), request=self._context
+            )
         return None
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
@@ -68,4 +70,8 @@ def held_attempts() -> list[tuple[str, str, int]]:
             continue
     else:
         return []
-    return [request.held for request in requests if isinstance(request, DurableRequest) and request.held is not None]
+    return [
+        request.held
+        for request in requests
+        if isinstance(request, DurableRequest) and request.held is not None
+    ]

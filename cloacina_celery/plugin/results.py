@@ -32,7 +32,11 @@ _CELERY_STATES = {
     State.ABANDONED: states.FAILURE,
     State.CANCELLED: states.REVOKED,
 }
-_CANCELLED_ERROR = {"exc_type": "TaskRevokedError", "exc_module": "celery.exceptions", "exc_message": ["cancelled"]}
+_CANCELLED_ERROR = {
+    "exc_type": "TaskRevokedError",
+    "exc_module": "celery.exceptions",
+    "exc_message": ["cancelled"],
+}
 
 
 class DurableResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
@@ -71,7 +75,13 @@ class DurableBackend(SyncBackendMixin, Backend):  # type: ignore[misc]  # Celery
         with self._cloacina.database.statement() as cursor:
             found = queries.outcome(cursor, tenant, task_id)
         if found is None:
-            return {"task_id": task_id, "status": states.PENDING, "result": None, "traceback": None, "children": []}
+            return {
+                "task_id": task_id,
+                "status": states.PENDING,
+                "result": None,
+                "traceback": None,
+                "children": [],
+            }
         state, failures, result, error, settled_at = found
         status = states.RETRY if state is State.PENDING and failures else _CELERY_STATES[state]
         meta: dict[str, Any] = {
@@ -138,10 +148,18 @@ class DurableBackend(SyncBackendMixin, Backend):  # type: ignore[misc]  # Celery
 
         Runs inside the settling transaction, so that all of it is submitted with the settlement or not at all.
         """
-        super().mark_as_failure(request.id, error, traceback, request=request, store_result=True, call_errbacks=True)
+        super().mark_as_failure(
+            request.id, error, traceback, request=request, store_result=True, call_errbacks=True
+        )
 
     def store_result(
-        self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **_: Any,
     ) -> Any:
         """Enter an execution that will never run as failed; whatever has a row is left as it is."""
         unit = current_unit()
@@ -250,4 +268,6 @@ class AppBackend:
 
 
 def _is_durable(result: Any) -> bool:
-    return isinstance(result, DurableResult) or any(_is_durable(child) for child in getattr(result, "results", ()))
+    return isinstance(result, DurableResult) or any(
+        _is_durable(child) for child in getattr(result, "results", ())
+    )

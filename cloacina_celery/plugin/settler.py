@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +144,10 @@ class Settler:
     def _settle_succeeded(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
         request = task.request
         try:
-            stored = None if request.ignore_result or result is None else dump_json(
-                task.backend.prepare_value(result), f"the result of {task.name}"
+            stored = (
+                None
+                if request.ignore_result or result is None
+                else dump_json(task.backend.prepare_value(result), f"the result of {task.name}")
             )
         except InvalidPayload as error:
             return self._settle_failed(task, attempt, error)
@@ -170,8 +172,12 @@ class Settler:
         with attempt.database.statement() as cursor:
             self._succeed(cursor, attempt, stored, prepare=attempt.database.prepared_statements)
 
-    def _succeed(self, cursor: Cursor, attempt: Attempt, stored: str | None, *, prepare: bool = False) -> None:
-        if not executions.succeed(cursor, attempt.tenant, attempt.id, attempt.attempt, stored, prepare=prepare):
+    def _succeed(
+        self, cursor: Cursor, attempt: Attempt, stored: str | None, *, prepare: bool = False
+    ) -> None:
+        if not executions.succeed(
+            cursor, attempt.tenant, attempt.id, attempt.attempt, stored, prepare=prepare
+        ):
             raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
 
     def _commit_with_session(
@@ -258,7 +264,9 @@ class Settler:
                     self._require(settled, attempt)
             else:
                 with self._ending(attempt) as unit:
-                    self._require(executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt), attempt)
+                    self._require(
+                        executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt), attempt
+                    )
                     with bind_unit(unit):
                         replacement.apply_async()
         except LeaseLost as lost:
@@ -278,7 +286,9 @@ class Settler:
                 cursor, attempt.tenant, attempt.id, attempt.attempt, reason="the task asked to be requeued"
             )
 
-    def settle_timed_out(self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any) -> None:
+    def settle_timed_out(
+        self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any
+    ) -> None:
         """Settle an attempt whose hard time limit is over, from the worker's main process."""
         task = self._cloacina.app.tasks[request.task]
         with settlement(self._cloacina.database, tenant) as unit:
@@ -350,7 +360,7 @@ def retry_after(error: BaseException) -> float | None:
             wish = float(wish)
         except ValueError:
             try:
-                wish = (parsedate_to_datetime(wish) - datetime.now(timezone.utc)).total_seconds()
+                wish = (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
             except (TypeError, ValueError):
                 return None
     if isinstance(wish, (int, float)) and not isinstance(wish, bool):

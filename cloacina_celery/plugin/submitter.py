@@ -13,7 +13,13 @@ from kombu import Queue
 from kombu.exceptions import KombuError, OperationalError
 from sqlalchemy.orm import Session
 
-from cloacina_celery.errors import CloacinaError, InvalidPayload, TenantMismatch, TenantNotBound, UnknownTenant
+from cloacina_celery.errors import (
+    CloacinaError,
+    InvalidPayload,
+    TenantMismatch,
+    TenantNotBound,
+    UnknownTenant,
+)
 from cloacina_celery.plugin.envelope import KEY_HEADER, Envelope
 from cloacina_celery.runtime.attempt import RequestedRetry
 from cloacina_celery.runtime.context import Unit, bound_tenant, current_attempt, current_unit
@@ -62,9 +68,7 @@ class Submitter:
         headers, properties, body, _sent_event = message
         headers.update(options.get("headers") or {})
         delay = headers.pop("cloacina_delay", None)
-        eta = _aware(
-            headers.pop("cloacina_eta", None), self._cloacina.app.timezone
-        )
+        eta = _aware(headers.pop("cloacina_eta", None), self._cloacina.app.timezone)
         envelope = Envelope(headers, {**properties, **_properties(options)}, body)
         attempt = current_attempt()
         if attempt is not None and attempt.id == headers["id"] and attempt.task == name:
@@ -178,7 +182,9 @@ class Submitter:
         return queue
 
     def _unring(self, tenant: str, execution_id: str, attempt: int, error: BaseException) -> None:
-        log("submit.unpublished", tenant=tenant, execution_id=execution_id, error=" ".join(str(error).split()))
+        log(
+            "submit.unpublished", tenant=tenant, execution_id=execution_id, error=" ".join(str(error).split())
+        )
         try:
             with self._cloacina.database.statement() as cursor:
                 executions.unring(cursor, tenant, execution_id, attempt)
@@ -206,11 +212,18 @@ class Submitter:
         return tenant, unit
 
     def _submission(
-        self, name: str, envelope: Envelope, delay: float | None, eta: datetime | None, options: dict[str, Any]
+        self,
+        name: str,
+        envelope: Envelope,
+        delay: float | None,
+        eta: datetime | None,
+        options: dict[str, Any],
     ) -> Submission:
         execution_id = envelope.headers["id"]
         if not isinstance(execution_id, str) or not 0 < len(execution_id) <= MAX_ID_LENGTH:
-            raise InvalidPayload(f"task_id is a string of 1 to {MAX_ID_LENGTH} characters, not {execution_id!r}")
+            raise InvalidPayload(
+                f"task_id is a string of 1 to {MAX_ID_LENGTH} characters, not {execution_id!r}"
+            )
         if options.get("serializer") not in (None, "json"):
             raise InvalidPayload(
                 f"{name} was sent with serializer={options['serializer']!r}; a durable task's row carries JSON only"
@@ -284,7 +297,9 @@ class _Publication:
         )
 
 
-def _insert_all(cursor: Cursor, tenant: str, submission: Submission, chord_size: int | None) -> Submitted | None:
+def _insert_all(
+    cursor: Cursor, tenant: str, submission: Submission, chord_size: int | None
+) -> Submitted | None:
     submitted = executions.submit(cursor, tenant, submission)
     if chord_size is not None and submission.group_id is not None:
         chords.open_(cursor, tenant, submission.group_id, chord_size)
@@ -294,7 +309,11 @@ def _insert_all(cursor: Cursor, tenant: str, submission: Submission, chord_size:
 def _properties(options: dict[str, Any]) -> dict[str, Any]:
     from cloacina_celery.plugin.amqp import OWN_OPTIONS
 
-    return {k: v for k, v in options.items() if k not in _CANVAS_OPTIONS and k not in OWN_OPTIONS and v is not None}
+    return {
+        k: v
+        for k, v in options.items()
+        if k not in _CANVAS_OPTIONS and k not in OWN_OPTIONS and v is not None
+    }
 
 
 def _aware(eta: Any, timezone: Any) -> datetime | None:

@@ -99,7 +99,9 @@ class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
             give_up_on=tuple(getattr(task, "dont_autoretry_for", ())),
         )
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> Any:
         """Submit a call, and return its result object.
 
         Beside Celery's own options:
@@ -122,7 +124,9 @@ class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
                 raise InvalidPayload(f"idempotency_key is a non-empty string, not {key!r}")
             if task_id is not None:
                 raise InvalidPayload("pass either task_id or idempotency_key: the key decides the id")
-            tenant = self.cloacina.submitter.resolve_tenant(self.name, options.get("tenant"), options.get("queue"))
+            tenant = self.cloacina.submitter.resolve_tenant(
+                self.name, options.get("tenant"), options.get("queue")
+            )
             task_id = id_for_key(tenant, key)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
         return super().apply_async(args, kwargs, task_id=task_id, **options)

@@ -92,7 +92,11 @@ def bind_tenant(tenant: str) -> Iterator[None]:
 @contextmanager
 def bind_attempt(attempt: Attempt) -> Iterator[None]:
     """Bind an attempt and its tenant for the block; whatever transaction is open around it stays outside."""
-    tenant_token, attempt_token, unit_token = _tenant.set(attempt.tenant), _attempt.set(attempt), _unit.set(None)
+    tenant_token, attempt_token, unit_token = (
+        _tenant.set(attempt.tenant),
+        _attempt.set(attempt),
+        _unit.set(None),
+    )
     try:
         yield
     finally:

@@ -121,7 +121,9 @@ class Keeper:
                 backoff = min(max(backoff * 2, 0.2), MAX_BACKOFF)
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 time.sleep(backoff * random.uniform(0.5, 1.0))
-            except Exception as error:  # the thread must outlive whatever a task's callbacks or a broker raise
+            except (
+                Exception
+            ) as error:  # the thread must outlive whatever a task's callbacks or a broker raise
                 log("keeper.trouble", error=repr(error))
                 time.sleep(1.0)
         self._work_inbox(until=0.0)
@@ -129,7 +131,11 @@ class Keeper:
     def _work_inbox(self, *, until: float) -> None:
         while True:
             try:
-                work = self._inbox.get(timeout=max(until - time.monotonic(), 0.0)) if until else self._inbox.get_nowait()
+                work = (
+                    self._inbox.get(timeout=max(until - time.monotonic(), 0.0))
+                    if until
+                    else self._inbox.get_nowait()
+                )
             except queue.Empty:
                 return
             if work is None:

@@ -116,6 +116,8 @@ class Reaper:
                         ),
                         reason=worker.reason,
                     )
+                    # Messages that had been delivered to it and not started died with it.
+                    self._ring_stranded(tenant, stranded_after=0.0)
                     with bounded_transaction(self._database) as look:
                         is_clean = is_clean and not recovery.holds_any(look, tenant, worker.worker_id)
                 except (DriverError, CloacinaError) as error:
@@ -156,8 +158,13 @@ class Reaper:
             if rings:
                 log("sweep.rung", tenant=seen.tenant, count=len(rings))
             touched += len(rings)
-        if seen.is_stranded and check_stranded and self._can_publish() and self._is_time_for_stranded(seen.tenant):
-            touched += self._ring_stranded(seen.tenant)
+        if (
+            seen.is_stranded
+            and check_stranded
+            and self._can_publish()
+            and self._is_time_for_stranded(seen.tenant)
+        ):
+            touched += self._ring_stranded(seen.tenant, stranded_after=self._settings.stranded_after)
         return touched
 
     def _is_time_for_stranded(self, tenant: str) -> bool:
@@ -167,7 +174,7 @@ class Reaper:
         self._stranded_at[tenant] = now
         return True
 
-    def _ring_stranded(self, tenant: str) -> int:
+    def _ring_stranded(self, tenant: str, *, stranded_after: float) -> int:
         depth = self._queue_depth(tenant)
         if depth is None:
             return 0
@@ -180,7 +187,7 @@ class Reaper:
                 cursor,
                 tenant,
                 limit=min(missing, self._settings.sweep_batch),
-                stranded_after=self._settings.stranded_after,
+                stranded_after=stranded_after,
             )
         self._publish(rings)
         if rings:
@@ -207,6 +214,3 @@ class Reaper:
     def _note_trouble(self, tenant: str, error: Exception) -> None:
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
         log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
-
-
-

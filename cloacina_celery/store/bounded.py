@@ -25,4 +25,6 @@ def bounded_transaction(database: Database) -> Iterator[Cursor]:
 
 def bound(cursor: Cursor) -> None:
     """Bound the statements of the transaction that is open on the cursor."""
-    cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
+    cursor.execute(
+        f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"
+    )

@@ -71,7 +71,9 @@ def create(database: Database, name: str, *, legacy: bool = False) -> bool:
             text("SELECT name FROM cloacina.tenants WHERE lower(name) = lower(:name)"), {"name": name}
         ).scalar()
         if taken is not None and taken != name:
-            raise InvalidTenantName(name, f"tenant {taken!r} exists and differs only in case; choose another name")
+            raise InvalidTenantName(
+                name, f"tenant {taken!r} exists and differs only in case; choose another name"
+            )
         if taken is not None:
             return False
         connection.execute(

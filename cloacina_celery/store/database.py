@@ -43,7 +43,9 @@ def normalise_url(url: str) -> URL:
         SettingsError: the URL is not one, or is not Postgres' through psycopg2.
     """
     try:
-        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+        parsed = make_url(
+            url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
+        )
     except ArgumentError:
         raise SettingsError(
             "cloacina_database_url is not a URL: write postgresql://user:password@host:5432/database"
@@ -162,7 +164,8 @@ class Database:
         """
         try:
             connection: StoreConnection = psycopg2.connect(
-                **self._connect_args(), **self.url.translate_connect_args(username="user", database="dbname"),
+                **self._connect_args(),
+                **self.url.translate_connect_args(username="user", database="dbname"),
                 **self.url.query,
             )
         except psycopg2.OperationalError as error:

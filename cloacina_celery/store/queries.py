@@ -63,7 +63,8 @@ _LIST = Statement(
 )
 _COUNT = Statement("count", "SELECT state, count(*) FROM {s}.cloacina_executions GROUP BY state")
 _OUTCOME = Statement(
-    "outcome", "SELECT state, failures, result, error, settled_at FROM {s}.cloacina_executions WHERE id = $1::text"
+    "outcome",
+    "SELECT state, failures, result, error, settled_at FROM {s}.cloacina_executions WHERE id = $1::text",
 )
 _HISTORY = Statement(
     "history",
@@ -160,7 +161,12 @@ def requeue(cursor: Cursor, tenant: str, execution_id: str, *, reason: str) -> R
     if row is None:
         return None
     return Ring(
-        tenant=tenant, execution_id=row[0], attempt=row[1] + 1, failures=row[2], recoveries=row[3], message=row[4]
+        tenant=tenant,
+        execution_id=row[0],
+        attempt=row[1] + 1,
+        failures=row[2],
+        recoveries=row[3],
+        message=row[4],
     )
 
 

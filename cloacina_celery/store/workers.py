@@ -62,7 +62,9 @@ def hold_lock(cursor: Cursor, worker_id: int) -> None:
     # lock_timeout is this connection's own: a predecessor connection of ours may not be gone yet.
     cursor.execute("SET lock_timeout = '10s'")
     cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, _lock_key(worker_id)))
-    cursor.execute("UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now() WHERE id = %s", (worker_id,))
+    cursor.execute(
+        "UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now() WHERE id = %s", (worker_id,)
+    )
 
 
 def heartbeat(cursor: Cursor, worker_id: int) -> None:
@@ -104,7 +106,8 @@ def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWor
             worker_id=worker_id,
             name=name,
             tenants=tuple(tenants),
-            reason=f"worker {name} died (its liveness lock is gone)" if had_lock
+            reason=f"worker {name} died (its liveness lock is gone)"
+            if had_lock
             else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
         )
         for worker_id, name, tenants, had_lock in cursor.fetchall()
@@ -114,7 +117,8 @@ def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWor
 def lock_dead(cursor: Cursor, worker_id: int) -> bool:
     """Lock a dead worker's entry for the transaction; ``False`` if another reaper is at it or done."""
     cursor.execute(
-        "SELECT 1 FROM cloacina.workers WHERE id = %s AND stopped_at IS NULL FOR UPDATE SKIP LOCKED", (worker_id,)
+        "SELECT 1 FROM cloacina.workers WHERE id = %s AND stopped_at IS NULL FOR UPDATE SKIP LOCKED",
+        (worker_id,),
     )
     return cursor.fetchone() is not None
 

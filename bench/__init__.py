@@ -1,0 +1,1 @@
+"""The benchmark: the same no-op tasks through plain Celery and through this package, in one run."""

@@ -1,0 +1,83 @@
+"""Light messages on Redis: what a row can replace need not be kept a second time.
+
+kombu emulates acknowledgements on Redis by writing each delivered message into a hash and an index, and by
+removing it there when it is acknowledged: nearly half of the work of a worker's main process. A durable task's
+message is a doorbell; if a worker dies with it, the row is found stranded and rung again. So its delivery is
+only counted, for the prefetch limit, as kombu itself does where ``ack_emulation`` is off. All other messages
+are kept as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from kombu.transport import redis, virtual
+
+from cloacina_celery.plugin.envelope import TENANT_HEADER
+
+
+class DoorbellQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
+    """kombu's bookkeeping of delivered messages, without Redis for those of durable tasks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._light: set[str] = set()
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Count a delivered message, and keep it unless a row does."""
+        if TENANT_HEADER in (message.headers or ()):
+            self._light.add(delivery_tag)
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Forget an acknowledged message."""
+        if delivery_tag in self._light:
+            self._light.discard(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Forget a rejected message, after putting it back if asked to."""
+        if delivery_tag in self._light:
+            self._light.discard(delivery_tag)
+            if requeue:
+                virtual.Channel._restore(self.channel, self._delivered[delivery_tag])
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().reject(delivery_tag, requeue=requeue)
+
+    def restore_unacked(self, client: Any = None) -> Any:
+        """Put back what was delivered and not started, at the end of the channel."""
+        self._flush()
+        for delivery_tag in list(self._light):
+            message = self._delivered.pop(delivery_tag, None)
+            if message is not None:
+                virtual.Channel._restore(self.channel, message)
+        self._light.clear()
+        return super().restore_unacked(client)
+
+
+class DoorbellStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Use `DoorbellQoS` on the consumer's channel, at each connection anew."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def start(self, consumer: Any) -> None:
+        """Replace the channel's bookkeeping before its first message."""
+        channel = consumer.connection.default_channel
+        if not isinstance(channel, redis.Channel) or not channel.ack_emulation:
+            return
+        channel.QoS = DoorbellQoS
+        before = channel._qos
+        if before is not None:
+            before._on_collect.cancel()
+            channel._qos = DoorbellQoS(channel, before.prefetch_count)
+
+    def stop(self, consumer: Any) -> None:
+        """Leave the channel to its connection."""
+
+    terminate = stop
