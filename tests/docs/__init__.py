@@ -1,0 +1,1 @@
+"""README and docs, run and compared with the code."""
