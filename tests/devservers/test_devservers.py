@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,9 +22,6 @@ from redis.retry import Retry
 from sqlalchemy import text
 
 from cloacina_celery import devservers
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -169,7 +166,8 @@ def test_programs_in_a_folder_that_is_roots_alone_can_be_run(folder: Path, tmp_p
 
     started = run("-m", "cloacina_celery.devservers", "start", folder=folder, path=wheels)
 
-    assert (started.returncode, started.stderr) == (0, "")
+    assert started.stderr == ""
+    assert started.returncode == 0
 
 
 def test_an_interrupted_creation_is_begun_anew(folder: Path) -> None:
