@@ -145,7 +145,7 @@ class Runner:
                 del self._running[execution_id]
 
 
-class _Consumer(ConsumerMixin):  # type: ignore[misc]  # kombu is untyped
+class _Consumer(ConsumerMixin):
     """Takes messages from the tenant's queue and the control queue, and reconnects by itself."""
 
     def __init__(self, runner: Runner, prefetch: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 logger = logging.getLogger("cloacina")
 
-EVENTS: dict[str, tuple[int, str]] = {
+_WORDINGS: dict[str, tuple[int, str]] = {
     "worker.registered": (logging.INFO, "worker %(worker_id)s serves tenants %(tenants)s"),
     "worker.stopped": (
         logging.INFO,
@@ -20,8 +20,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "submit.unpublished": (
         logging.WARNING,
-        "execution %(execution_id)s in %(tenant)s is committed but the broker did not take its message (%(error)s); "
-        "the sweep will publish it",
+        (
+            "execution %(execution_id)s in %(tenant)s is committed but the broker did not take its message "
+            "(%(error)s); the sweep will publish it"
+        ),
     ),
     "claim.declined": (
         logging.INFO,
@@ -33,8 +35,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     ),
     "settle.fenced": (
         logging.ERROR,
-        "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s lost its lease before it settled; "
-        "its effects were rolled back",
+        (
+            "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s lost its lease before it settled; "
+            "its effects were rolled back"
+        ),
     ),
     "recover.done": (
         logging.WARNING,
@@ -59,8 +63,11 @@ EVENTS: dict[str, tuple[int, str]] = {
 }
 
 
+EVENTS = {name: (level, f"{name}: {wording}") for name, (level, wording) in _WORDINGS.items()}
+
+
 def log(event: str, **fields: Any) -> None:
     """Log one named event with its fields; never arguments or results of tasks."""
     level, wording = EVENTS[event]
     if logger.isEnabledFor(level):
-        logger.log(level, f"{event}: {wording}", fields, extra={"cloacina_event": event, "cloacina": fields})
+        logger.log(level, wording, fields, extra={"cloacina_event": event, "cloacina": fields})

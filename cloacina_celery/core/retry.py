@@ -65,7 +65,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+        if type(self.max_attempts) is not int:
             raise SettingsError(f"RetryPolicy.max_attempts is a whole number, not {self.max_attempts!r}")
         if self.max_attempts < 1:
             raise SettingsError(
@@ -77,8 +77,7 @@ class RetryPolicy:
             raise SettingsError(f"RetryPolicy.backoff is one of {', '.join(_BACKOFFS)}, not {self.backoff!r}")
         if self.jitter not in (True, False, "full"):
             raise SettingsError(f"RetryPolicy.jitter is True, False or 'full', not {self.jitter!r}")
-        is_number = isinstance(self.multiplier, (int, float)) and not isinstance(self.multiplier, bool)
-        if not is_number or not 1 <= self.multiplier < float("inf"):
+        if type(self.multiplier) not in (int, float) or not 1 <= self.multiplier < float("inf"):
             raise SettingsError(f"RetryPolicy.multiplier is a number of at least 1, not {self.multiplier!r}")
         put(self, "_retry_names", _names("retry_on", self.retry_on))
         put(self, "_give_up_names", _names("give_up_on", self.give_up_on))
@@ -132,14 +131,14 @@ class RetryPolicy:
 def _seconds(name: str, value: Seconds) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DELAY:
+    if type(value) not in (int, float) or not 0 <= value <= MAX_DELAY:
         raise SettingsError(
             f"RetryPolicy.{name} is a number of seconds (or a timedelta) from 0 to ten years, not {value!r}"
         )
     return float(value)
 
 
-def _names(name: str, classes: tuple[type[BaseException] | str, ...]) -> frozenset[str]:
+def _names(name: str, classes: object) -> frozenset[str]:
     if isinstance(classes, (type, str)):
         raise SettingsError(f"RetryPolicy.{name} is a tuple of exception classes: write ({classes!r},)")
     if not isinstance(classes, (tuple, list, set, frozenset)):

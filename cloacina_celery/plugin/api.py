@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.lifecycle import State
@@ -91,7 +92,7 @@ class Executions:
         with self._cloacina.database.statement() as cursor:
             return queries.count(cursor, self.tenant)
 
-    def history(self, execution_id: str) -> list[Event]:
+    def history(self, execution_id: str) -> builtins.list[Event]:
         """Return an execution's transitions in order.
 
         Raises:

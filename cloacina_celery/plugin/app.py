@@ -188,10 +188,7 @@ class Cloacina:
             raise SettingsError(
                 f"base={options['base'].__name__} of a durable task must derive from DurableTask"
             )
-        if retry is not None and not isinstance(retry, RetryPolicy):
-            raise SettingsError(f"retry= takes a RetryPolicy, not {retry!r}")
-        if max_recoveries is not None and (not isinstance(max_recoveries, int) or max_recoveries < 0):
-            raise SettingsError(f"max_recoveries= takes a whole number of at least 0, not {max_recoveries!r}")
+        _check_task_options(retry, max_recoveries)
         if retry is None and not options.get("autoretry_for"):
             retry = RetryPolicy()
         return self.app.task(*args, cloacina_retry=retry, max_recoveries=max_recoveries, **options)
@@ -239,9 +236,13 @@ class Cloacina:
     def _own_session(self, tenant: str) -> Iterator[Session]:
         if not self.knows(tenant):
             raise UnknownTenant(tenant)
-        with bind_tenant(tenant), TenantSession(self.database, tenant) as session, session.begin():
-            with bind_unit(SessionUnit(session, tenant)):
-                yield session
+        with (
+            bind_tenant(tenant),
+            TenantSession(self.database, tenant) as session,
+            session.begin(),
+            bind_unit(SessionUnit(session, tenant)),
+        ):
+            yield session
 
     def executions(self, tenant: str | None = None) -> Executions:
         """Return the executions of a tenant, to look at and to act on."""
@@ -452,3 +453,12 @@ class Cloacina:
 
     def __repr__(self) -> str:
         return f"<Cloacina on {self._app.main if self._app else 'no app'}>"
+
+
+def _check_task_options(retry: object, max_recoveries: object) -> None:
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise SettingsError(f"retry= takes a RetryPolicy, not {retry!r}")
+    if max_recoveries is not None and (
+        not isinstance(max_recoveries, int) or isinstance(max_recoveries, bool) or max_recoveries < 0
+    ):
+        raise SettingsError(f"max_recoveries= takes a whole number of at least 0, not {max_recoveries!r}")

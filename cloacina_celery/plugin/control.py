@@ -21,7 +21,7 @@ SWEEP_TASK = "cloacina.sweep"
 BEAT_ENTRY = "cloacina-sweep"
 
 
-class SweepTask(Task):  # type: ignore[misc]  # Celery is untyped
+class SweepTask(Task):
     """Ask the worker's keeper to sweep all tenants.
 
     The worker's main process takes the message itself: a worker whose slots are all busy still recovers.
@@ -45,7 +45,7 @@ def install(app: Celery, cloacina: Cloacina) -> None:
     """Register the sweep task, its beat entry, and the worker's keeper."""
 
     # Lazily: registering at once would finalize an app whose module is still being read.
-    @app.task(name=SWEEP_TASK, base=SweepTask, shared=False)  # type: ignore[untyped-decorator]  # Celery is untyped
+    @app.task(name=SWEEP_TASK, base=SweepTask, shared=False)
     def sweep() -> int:
         """Sweep all tenants here and now, where the task is called without a worker."""
         return cloacina.sweep()

@@ -17,7 +17,7 @@ from kombu.transport import redis, virtual
 from cloacina_celery.plugin.envelope import TENANT_HEADER
 
 
-class DoorbellQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
+class DoorbellQoS(redis.QoS):
     """kombu's bookkeeping of delivered messages, without Redis for those of durable tasks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ class DoorbellQoS(redis.QoS):  # type: ignore[misc]  # kombu is untyped
         return super().restore_unacked(client)
 
 
-class DoorbellStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+class DoorbellStep(bootsteps.StartStopStep):
     """Use `DoorbellQoS` on the consumer's channel, at each connection anew."""
 
     requires = ("celery.worker.consumer.connection:Connection",)

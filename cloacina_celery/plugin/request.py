@@ -12,7 +12,7 @@ from celery.worker.request import Request
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
 
 
-class DurableRequest(Request):  # type: ignore[misc]  # Celery is untyped
+class DurableRequest(Request):
     """A request whose row is recovered at once when the process that ran it is lost."""
 
     @property
@@ -30,29 +30,29 @@ class DurableRequest(Request):  # type: ignore[misc]  # Celery is untyped
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
         if return_ok or isinstance(exc, MemoryError):
-            return super().on_failure(exc_info, send_failed_event, return_ok)
+            super().on_failure(exc_info, send_failed_event, return_ok)
+            return
         state.task_ready(self)
         self.acknowledge()
         if isinstance(exc, TimeLimitExceeded) or self._already_cancelled or self._already_revoked:
-            return None
+            return
         if isinstance(exc, Terminated):
             self._announce_revoked("terminated", True, str(exc), False)
-            return None
+            return
         if self.held is not None:
             self._app.cloacina.attempt_lost(*self.held, reason=f"its process died: {exc}")
-        return None
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Settle an attempt that ran into its hard time limit as failed, by its policy."""
         if soft:
-            return super().on_timeout(soft, timeout)
+            super().on_timeout(soft, timeout)
+            return
         state.task_ready(self)
         self.acknowledge()
         if self.held is not None and not state.should_terminate:
             self._app.cloacina.attempt_timed_out(
                 *self.held, error=TimeLimitExceeded(timeout), request=self._context
             )
-        return None
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
         super()._announce_cancelled(emit_retry)

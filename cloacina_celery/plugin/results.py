@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.base import Backend, SyncBackendMixin
-from celery.exceptions import ChordError, TimeoutError
+from celery.exceptions import ChordError
+from celery.exceptions import TimeoutError as WaitedTooLong
 from celery.result import AsyncResult
 from kombu.utils.uuid import uuid
 
@@ -39,7 +40,7 @@ _CANCELLED_ERROR = {
 }
 
 
-class DurableResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
+class DurableResult(AsyncResult):
     """A Celery result whose state is the row's; revoking it cancels the row."""
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
@@ -48,7 +49,7 @@ class DurableResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
         super().revoke(*args, **kwargs)
 
 
-class DurableBackend(SyncBackendMixin, Backend):  # type: ignore[misc]  # Celery is untyped
+class DurableBackend(SyncBackendMixin, Backend):
     """Celery's view of the rows. It stores nothing on its own: settling an attempt has stored it.
 
     Args:
@@ -116,7 +117,7 @@ class DurableBackend(SyncBackendMixin, Backend):  # type: ignore[misc]  # Celery
                 on_interval()
             left = nap if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"execution {task_id} was not settled within {timeout} s")
+                raise WaitedTooLong(f"execution {task_id} was not settled within {timeout} s")
             time.sleep(min(nap, left))
             nap = min(nap * 1.5, max(interval, FIRST_NAP), LONGEST_NAP)
 

@@ -71,7 +71,8 @@ class Settler:
         except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
             log("message.refused", execution_id=request.id, task=task.name, error=error)
             raise Ignore(str(error)) from error
-        assert isinstance(tenant, str) and isinstance(number, int)
+        assert isinstance(tenant, str)
+        assert isinstance(number, int)
         cloacina = self._cloacina
         database = cloacina.database
         backoff = 0.1
@@ -79,10 +80,15 @@ class Settler:
             try:
                 with database.statement() as cursor:
                     claim = executions.claim(
-                        cursor, tenant, request.id, attempt=number,
-                        worker_id=current_worker_id() or cloacina.worker_id, lease_ttl=cloacina.settings.lease_ttl, policy=cloacina.stored_policy_of(task),
+                        cursor,
+                        tenant,
+                        request.id,
+                        attempt=number,
+                        worker_id=current_worker_id() or cloacina.worker_id,
+                        lease_ttl=cloacina.settings.lease_ttl,
+                        policy=cloacina.stored_policy_of(task),
                         prepare=database.prepared_statements,
-                    )  # fmt: skip
+                    )
                 break
             except DatabaseUnavailable as error:
                 log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
@@ -129,13 +135,13 @@ class Settler:
             raise
         except LeaseLost as lost:
             self._lost(attempt, lost)
-        except Exception as error:
-            self._settle_failed(task, attempt, error)
+        except Exception as error:  # noqa: BLE001  # whatever a task raises is its outcome
+            return self._settle_failed(task, attempt, error)
         else:
             if attempt.requested_retry is not None:  # self.retry(throw=False)
-                retry = CeleryRetry(when=attempt.requested_retry.eta or attempt.requested_retry.delay)
-                self._settle_requested_retry(task, attempt, retry)
-                raise retry
+                asked = CeleryRetry(when=attempt.requested_retry.eta or attempt.requested_retry.delay)
+                self._settle_requested_retry(task, attempt, asked)
+                raise asked
             self._settle_succeeded(task, attempt, result)
             return result
 
@@ -150,7 +156,8 @@ class Settler:
                 else dump_json(task.backend.prepare_value(result), f"the result of {task.name}")
             )
         except InvalidPayload as error:
-            return self._settle_failed(task, attempt, error)
+            self._settle_failed(task, attempt, error)
+            return
         follows = bool(request.callbacks or request.chain or request.chord)
         try:
             if attempt.session is not None:
@@ -349,23 +356,28 @@ def retry_after(error: BaseException) -> float | None:
     Either its ``retry_after`` (seconds or a timedelta), or the ``Retry-After`` header of its ``response``
     (RFC 9110, section 10.2.3: seconds or a date), as the exceptions of requests and httpx carry it.
     """
-    wish = getattr(error, "retry_after", None)
+    wish: Any = getattr(error, "retry_after", None)
     if wish is None:
-        headers = getattr(getattr(error, "response", None), "headers", None)
+        headers: Any = getattr(getattr(error, "response", None), "headers", None)
         wish = headers.get("Retry-After") if hasattr(headers, "get") else None
     if isinstance(wish, timedelta):
         wish = wish.total_seconds()
     if isinstance(wish, str):
-        try:
-            wish = float(wish)
-        except ValueError:
-            try:
-                wish = (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
-            except (TypeError, ValueError):
-                return None
+        wish = _seconds_of(wish)
     if isinstance(wish, (int, float)) and not isinstance(wish, bool):
         return max(float(wish), 0.0)
     return None
+
+
+def _seconds_of(header: str) -> float | None:
+    try:
+        return float(header)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
 
 
 def _lineage(error: BaseException) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ NO_RETRY = RetryPolicy(max_attempts=1)
 UNLIMITED = 2**31 - 1
 
 
-class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
+class DurableTask(Task):
     """A Celery task each of whose calls is a row in the tenant's schema.
 
     As ``base=DurableTask`` on an existing task, Celery's own ``autoretry_for``, ``max_retries``,
@@ -71,7 +71,7 @@ class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
             return self.run(*args, **kwargs)
         # Celery's autoretry wrapper would retry by today's code; the row's policy, made from the same
         # settings at submission, decides instead.
-        run = getattr(self, "_orig_run", self.run)
+        run: Any = getattr(self, "_orig_run", self.run)
         return self.cloacina.settler.run(self, lambda: run(*args, **kwargs))
 
     @classmethod
@@ -85,10 +85,10 @@ class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
         retry_for = tuple(getattr(task, "autoretry_for", ()))
         if not retry_for:
             return NO_RETRY
-        retry_kwargs = getattr(task, "retry_kwargs", {})
+        retry_kwargs: dict[str, Any] = getattr(task, "retry_kwargs", {})
         max_retries = retry_kwargs.get("max_retries", task.max_retries)
         backoff = float(getattr(task, "retry_backoff", False))
-        countdown = retry_kwargs.get("countdown", task.default_retry_delay)
+        countdown: Any = retry_kwargs.get("countdown", task.default_retry_delay)
         return RetryPolicy(
             max_attempts=UNLIMITED if max_retries is None else max_retries + 1,
             initial_delay=max(1.0, backoff) if backoff else countdown,
@@ -140,7 +140,9 @@ class DurableTask(Task):  # type: ignore[misc]  # Celery is untyped
         with bind_tenant(tenant):
             return super().apply_async(args, kwargs, task_id=task_id, **options)
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> DurableResult:
+    def AsyncResult(  # noqa: N802  # Celery's name
+        self, task_id: str, **kwargs: Any
+    ) -> DurableResult:
         """Return the result object of one of this task's executions."""
         cloacina = self.cloacina
         backend = cloacina.backend_for(cloacina.locate(task_id) or bound_tenant())

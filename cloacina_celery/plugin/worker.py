@@ -22,7 +22,7 @@ EX_CONFIG = 78
 CHILD_CHECK_INTERVAL = 0.2
 
 
-class KeeperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+class KeeperStep(bootsteps.StartStopStep):
     """Run the keeper from before the pool's first child until after its last."""
 
     label = "Cloacina"

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
@@ -121,9 +122,7 @@ class Keeper:
                 backoff = min(max(backoff * 2, 0.2), MAX_BACKOFF)
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 time.sleep(backoff * random.uniform(0.5, 1.0))
-            except (
-                Exception
-            ) as error:  # the thread must outlive whatever a task's callbacks or a broker raise
+            except Exception as error:  # noqa: BLE001  # it must outlive a task's callbacks
                 log("keeper.trouble", error=repr(error))
                 time.sleep(1.0)
         self._work_inbox(until=0.0)
@@ -177,10 +176,8 @@ class Keeper:
     def _drop_liveness(self) -> None:
         if self._liveness is not None:
             connection, self._liveness = self._liveness, None
-            try:
+            with suppress(DriverError):
                 connection.close()
-            except DriverError:
-                pass
 
     def _close_inherited_liveness(self) -> None:
         # A child that outlived its parent would keep the parent's lock through this descriptor.

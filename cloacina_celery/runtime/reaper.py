@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from cloacina_celery.core.lifecycle import Abandon
 from cloacina_celery.core.settings import Settings
@@ -111,8 +112,11 @@ class Reaper:
                 try:
                     recovered += self._recover(
                         tenant,
-                        lambda c, t=tenant: recovery.lock_of_worker(
-                            c, t, worker.worker_id, limit=self._settings.sweep_batch
+                        partial(
+                            recovery.lock_of_worker,
+                            tenant=tenant,
+                            worker_id=worker.worker_id,
+                            limit=self._settings.sweep_batch,
                         ),
                         reason=worker.reason,
                     )

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg2
 import psycopg2.extensions
@@ -23,12 +23,11 @@ UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
 LockNotAvailable = psycopg2.errors.LockNotAvailable
 DriverError = psycopg2.Error
+Cursor: TypeAlias = psycopg2.extensions.cursor
 ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
-Cursor = psycopg2.extensions.cursor
 
-
-class StoreConnection(psycopg2.extensions.connection):
+class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped
     """A connection that remembers which statements it has prepared."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -75,7 +75,8 @@ _SUBMIT = Statement(
         ON CONFLICT (id) DO UPDATE
         SET task = excluded.task, message = excluded.message, policy = excluded.policy,
             run_at = excluded.run_at, rung_at = excluded.rung_at, max_recoveries = excluded.max_recoveries,
-            state = 'pending', error = NULL, settled_at = NULL, group_id = excluded.group_id, group_index = excluded.group_index
+            state = 'pending', error = NULL, settled_at = NULL,
+            group_id = excluded.group_id, group_index = excluded.group_index
         WHERE executions.state = 'pending' AND executions.run_at = 'infinity'
            OR executions.state = 'failed' AND executions.message = ''
         RETURNING id, attempt, rung_at

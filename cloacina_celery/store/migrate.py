@@ -92,12 +92,12 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
 
-    with connection.connection.cursor() as cursor:
-        found = revision_of(cursor, schema)
-        if found == head_of(branch):
-            return
-        if found is not None and found not in known_revisions(branch):
-            check(cursor, schema, branch)
+    cursor: Cursor = connection.connection.cursor()
+    found = revision_of(cursor, schema)
+    if found == head_of(branch):
+        return
+    if found is not None and found not in known_revisions(branch):
+        check(cursor, schema, branch)
     quoted = f'"{schema}"' if schema == CATALOG_SCHEMA else quote(schema)
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
     connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": quoted})

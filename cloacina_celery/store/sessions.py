@@ -34,5 +34,5 @@ def _enter_schema(session: TenantSession, _transaction: SessionTransaction, conn
 def driver_cursor(session: Session) -> Cursor:
     """Open a driver's cursor inside the session's current transaction, after what the session has pending."""
     session.flush()
-    cursor: Cursor = session.connection().connection.cursor()  # type: ignore[assignment]  # the driver's own class
+    cursor: Cursor = session.connection().connection.cursor()
     return cursor

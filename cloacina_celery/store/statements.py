@@ -30,7 +30,7 @@ class Statement:
     def execute(self, cursor: Cursor, tenant: str, *params: Any, prepare: bool = False) -> None:
         """Run the statement for ``tenant`` on the cursor."""
         if self.hot and prepare:
-            prepared: dict[tuple[str, str], str] = cursor.connection.prepared  # type: ignore[attr-defined]
+            prepared: dict[tuple[str, str], str] = cursor.connection.prepared
             name = prepared.get((self.name, tenant))
             if name is None and len(prepared) < MAX_PREPARED:
                 name = f"cloacina_{self.name}_{len(prepared)}"
