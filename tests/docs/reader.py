@@ -22,7 +22,7 @@ def main() -> None:
         printed, error = io.StringIO(), None
         try:
             with contextlib.redirect_stdout(printed):
-                exec(compile(block["code"], block["where"], "exec"), namespace)  # noqa: S102  # its purpose
+                exec(compile(block["code"], block["where"], "exec"), namespace)  # its purpose
         except BaseException:  # noqa: BLE001  # the test shall see it, whatever it is
             error = traceback.format_exc()
         print(json.dumps({"printed": printed.getvalue(), "error": error}), flush=True)
