@@ -19,7 +19,8 @@ from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.plugin.control import SWEEP_TASK
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER
 from cloacina_celery.runtime.context import enter_worker
-from cloacina_celery.runtime.keeper import Held, Keeper, worker_name
+from cloacina_celery.runtime.keeper import Keeper, worker_name
+from cloacina_celery.runtime.lease import Held
 from cloacina_celery.store.database import normalise_url
 from cloacina_celery.telemetry import logger
 

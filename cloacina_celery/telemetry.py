@@ -55,10 +55,7 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "message %(execution_id)s for %(task)s refused before user code: %(error)s",
     ),
     "keeper.trouble": (logging.ERROR, "background work failed and is tried again: %(error)s"),
-    "heartbeat.lost": (
-        logging.WARNING,
-        "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s is no longer ours at its heartbeat",
-    ),
+    "heartbeat.failed": (logging.WARNING, "leases in %(tenant)s were not extended: %(error)s"),
     "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
 }
 

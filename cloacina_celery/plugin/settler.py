@@ -29,7 +29,7 @@ from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit, current_worker_id
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import executions, queries
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, is_disconnect
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -170,7 +170,10 @@ class Settler:
                 self._succeed_alone(attempt, stored)
         except LeaseLost as lost:
             self._lost(attempt, lost)
-        except DatabaseUnavailable as error:
+        except Exception as error:  # noqa: BLE001  # the database, or what follows, may refuse anything
+            if not is_disconnect(error):
+                # Such as a constraint that the effects break at the flush or the commit: a failure like any other.
+                self._settle_failed(task, attempt, error)
             self._after_lost_answer(attempt, error)
         # What follows is in the database; Celery's tracer must not send it a second time.
         request.callbacks = request.chain = None
@@ -322,7 +325,7 @@ class Settler:
         log("settle.fenced", tenant=attempt.tenant, execution_id=attempt.id, attempt=attempt.attempt)
         raise Ignore(str(lost)) from lost
 
-    def _after_lost_answer(self, attempt: Attempt, error: DatabaseUnavailable) -> None:
+    def _after_lost_answer(self, attempt: Attempt, error: Exception) -> None:
         """Find out what became of a settlement whose answer did not come; give the attempt back if nothing did.
 
         Returns normally only if the settlement was committed.

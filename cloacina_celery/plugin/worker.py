@@ -32,11 +32,15 @@ class KeeperStep(bootsteps.StartStopStep):
         cloacina: Cloacina = worker.app.cloacina
         queues = worker.app.amqp.queues
         try:
-            tenants = cloacina.open_tenants(list(queues.consume_from))
+            cloacina.open_tenants(list(queues.consume_from))
             keeper = Keeper(
-                cloacina.database, cloacina.settings, cloacina.reaper(),
-                name=worker_name(worker.hostname), tenants=lambda: tenants, held=held_attempts,
-            )  # fmt: skip
+                cloacina.database,
+                cloacina.settings,
+                cloacina.reaper(),
+                name=worker_name(worker.hostname),
+                tenants=lambda: [name for name in list(queues.consume_from) if cloacina.knows(name)],
+                held=held_attempts,
+            )
         except CloacinaError as error:
             logger.critical("cannot start: %s", error)
             print(f"cloacina: cannot start: {error}", file=sys.stderr)

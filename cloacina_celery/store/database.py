@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakMethod
 
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
 
@@ -25,6 +26,18 @@ LockNotAvailable = psycopg2.errors.LockNotAvailable
 DriverError = psycopg2.Error
 Cursor: TypeAlias = psycopg2.extensions.cursor
 ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
+
+
+def after_fork_in_child(method: Callable[[], None]) -> None:
+    """Call a bound method in each child that this process forks, for as long as its object lives."""
+    weak = WeakMethod(method)
+
+    def call() -> None:
+        alive = weak()
+        if alive is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=call)
 
 
 class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped
@@ -57,6 +70,16 @@ def normalise_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg2")
 
 
+def is_disconnect(error: BaseException) -> bool:
+    """Tell whether an error means that the connection broke, so that it is not known what was committed."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    if isinstance(error, ConnectionTrouble):
+        # Without a code it is libpq that speaks; 57P01 to 57P03 are a server that shuts down or starts.
+        return error.pgcode is None or error.pgcode.startswith("57P0")
+    return isinstance(error, DatabaseUnavailable)
+
+
 class Database:
     """Lend connections to the database of all tenants; safe to keep across a fork.
 
@@ -71,7 +94,7 @@ class Database:
         self._engine: Engine | None = None
         self._pid = 0
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget_after_fork)
+        after_fork_in_child(self._forget_after_fork)
 
     def _forget_after_fork(self) -> None:
         # The parent's sockets must not be spoken to, nor closed politely, from a child: dispose(close=False)
@@ -145,7 +168,6 @@ class Database:
             if not connection.closed:
                 raise
             # The other pooled connections most likely met the same fate; a new pool costs little.
-            fairy.invalidate(error)
             self.engine.dispose()
             raise DatabaseUnavailable(f"the database connection broke: {_one_line(error)}") from error
         finally:

@@ -60,11 +60,16 @@ def register(cursor: Cursor, *, name: str, tenants: Sequence[str]) -> int:
 def hold_lock(cursor: Cursor, worker_id: int) -> None:
     """Take the worker's liveness lock on this connection, for as long as the connection lives."""
     # lock_timeout is this connection's own: a predecessor connection of ours may not be gone yet.
-    cursor.execute("SET lock_timeout = '10s'")
+    cursor.execute("SET lock_timeout = '1s'")
     cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, _lock_key(worker_id)))
     cursor.execute(
         "UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now() WHERE id = %s", (worker_id,)
     )
+
+
+def set_tenants(cursor: Cursor, worker_id: int, tenants: Sequence[str]) -> None:
+    """Enter which tenants a worker may hold executions of."""
+    cursor.execute("UPDATE cloacina.workers SET tenants = %s WHERE id = %s", (list(tenants), worker_id))
 
 
 def heartbeat(cursor: Cursor, worker_id: int) -> None:

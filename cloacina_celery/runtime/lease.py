@@ -1,0 +1,138 @@
+"""The lease holder: a thread that shows a worker's liveness and extends the leases of what it runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from cloacina_celery.core.settings import Settings
+from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.store import executions, workers
+from cloacina_celery.store.bounded import bounded_transaction
+from cloacina_celery.store.database import (
+    ConnectionTrouble,
+    Cursor,
+    Database,
+    DriverError,
+    StoreConnection,
+    after_fork_in_child,
+)
+from cloacina_celery.telemetry import log
+
+Held = tuple[str, str, int]
+"""A running attempt: tenant, execution id, attempt."""
+
+LIVENESS_INTERVAL = 0.5
+MAX_BACKOFF = 2.0
+
+
+class LeaseHolder:
+    """Keep a worker alive in the database's eyes, and its leases open.
+
+    It has a thread of its own, since nothing that the reaper waits for may cost a healthy task its lease.
+
+    Args:
+        worker_id: the worker's entry in the register.
+        tenants: lists the tenants that the worker serves right now.
+        held: lists the attempts that run in this worker right now.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        worker_id: int,
+        tenants: Callable[[], Sequence[str]],
+        held: Callable[[], Sequence[Held]],
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._worker_id = worker_id
+        self._tenants = tenants
+        self._held = held
+        self._registered = frozenset(tenants())
+        self._liveness: StoreConnection | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cloacina-leases", daemon=True)
+        after_fork_in_child(self._close_inherited_liveness)
+
+    def start(self) -> None:
+        """Take the liveness lock and start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and give the liveness lock back."""
+        if self._thread.is_alive():
+            self._stopping.set()
+            self._thread.join(timeout=10)
+        self._drop_liveness()
+
+    def _run(self) -> None:
+        next_heartbeat = backoff = 0.0
+        while not self._stopping.is_set():
+            try:
+                self._show_liveness()
+                now = time.monotonic()
+                if now >= next_heartbeat:
+                    self._extend_leases()
+                    next_heartbeat = now + self._settings.heartbeat_interval
+                backoff = 0.0
+                self._stopping.wait(LIVENESS_INTERVAL)
+            except (DriverError, CloacinaError) as error:
+                backoff = min(max(backoff * 2, 0.1), MAX_BACKOFF)
+                log("keeper.trouble", error=" ".join(str(error).split()))
+                self._stopping.wait(backoff * random.uniform(0.5, 1.0))
+
+    def _show_liveness(self) -> None:
+        if self._settings.liveness == "lease":
+            with self._database.statement() as cursor:
+                workers.heartbeat(cursor, self._worker_id)
+            return
+        try:
+            if self._liveness is None:
+                self._liveness = self._database.dedicated_connection()
+                with self._liveness.cursor() as cursor:
+                    workers.hold_lock(cursor, self._worker_id)
+            with self._liveness.cursor() as cursor:
+                workers.heartbeat(cursor, self._worker_id)
+                self._register_tenants(cursor)
+        except ConnectionTrouble as error:
+            self._drop_liveness()
+            log("liveness.lost", error=" ".join(str(error).split()))
+            raise DatabaseUnavailable("the liveness connection broke") from error
+
+    def _register_tenants(self, cursor: Cursor) -> None:
+        # Queues come and go at run time (celery control add_consumer); whoever buries this worker must know.
+        now = frozenset(self._tenants())
+        if now != self._registered:
+            workers.set_tenants(cursor, self._worker_id, sorted(now | self._registered))
+            self._registered |= now
+
+    def _extend_leases(self) -> None:
+        by_tenant: dict[str, list[tuple[str, int]]] = {}
+        for tenant, execution_id, attempt in self._held():
+            by_tenant.setdefault(tenant, []).append((execution_id, attempt))
+        for tenant, held in by_tenant.items():
+            try:
+                with bounded_transaction(self._database) as cursor:
+                    executions.heartbeat(cursor, tenant, held, lease_ttl=self._settings.lease_ttl)
+            except DriverError as error:
+                # One tenant's dropped or locked schema must not cost the others their leases.
+                log("heartbeat.failed", tenant=tenant, error=" ".join(str(error).split()))
+
+    def _drop_liveness(self) -> None:
+        if self._liveness is not None:
+            connection, self._liveness = self._liveness, None
+            with suppress(DriverError):
+                connection.close()
+
+    def _close_inherited_liveness(self) -> None:
+        # A child that outlived its parent would keep the parent's lock through this descriptor.
+        if self._liveness is not None and not self._liveness.closed:
+            os.close(self._liveness.fileno())
+        self._liveness = None
