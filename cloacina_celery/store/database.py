@@ -58,7 +58,7 @@ def normalise_url(url: str) -> URL:
         parsed = make_url(
             url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
         )
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise SettingsError(
             "cloacina_database_url is not a URL: write postgresql://user:password@host:5432/database"
         ) from None
@@ -120,16 +120,18 @@ class Database:
                     self._pid = os.getpid()
         return self._engine
 
-    @staticmethod
-    def _connect_args() -> dict[str, Any]:
+    def _connect_args(self) -> dict[str, Any]:
+        # What the URL's query says wins, except over the empty search_path, which comes last.
+        query: dict[str, Any] = dict(self.url.query)
         return {
-            "connection_factory": StoreConnection,
-            "options": "-c search_path=",
             "application_name": APPLICATION_NAME,
             "connect_timeout": CONNECT_TIMEOUT,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            **query,
+            "options": f"{query.get('options', '')} -c search_path=".strip(),
+            "connection_factory": StoreConnection,
         }
 
     @contextmanager
