@@ -121,7 +121,7 @@ class Reaper:
                         reason=worker.reason,
                     )
                     # Messages that had been delivered to it and not started died with it.
-                    self._ring_stranded(tenant, stranded_after=0.0)
+                    self._ring_stranded(tenant, stranded_after=self._settings.liveness_grace)
                     with bounded_transaction(self._database) as look:
                         is_clean = is_clean and not recovery.holds_any(look, tenant, worker.worker_id)
                 except (DriverError, CloacinaError) as error:

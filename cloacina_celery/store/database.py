@@ -11,7 +11,7 @@ from weakref import WeakMethod
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -46,6 +46,7 @@ class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prepared: dict[tuple[str, str], str] = {}
+        self.is_tenants = False
 
 
 def normalise_url(url: str) -> URL:
@@ -117,6 +118,7 @@ class Database:
                         pool_use_lifo=True,
                         connect_args=self._connect_args(),
                     )
+                    event.listen(self._engine, "reset", _clean_up)
                     self._pid = os.getpid()
         return self._engine
 
@@ -187,9 +189,7 @@ class Database:
         """
         try:
             connection: StoreConnection = psycopg2.connect(
-                **self._connect_args(),
-                **self.url.translate_connect_args(username="user", database="dbname"),
-                **self.url.query,
+                **self.url.translate_connect_args(username="user", database="dbname"), **self._connect_args()
             )
         except psycopg2.OperationalError as error:
             raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
@@ -200,6 +200,21 @@ class Database:
         """Close the pool of this process; the next use opens a new one."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+
+
+def _clean_up(connection: StoreConnection, *_: object) -> None:
+    """Leave to the next user of a pooled connection nothing of the tenant's before it.
+
+    A transaction's end takes the ``search_path`` with it, but not a temporary table (which is found before any
+    other), a ``SET``, a role, a lock or a sequence's last value.
+    """
+    if connection.is_tenants and not connection.closed:
+        connection.rollback()
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(_CLEAN_UP)
+        connection.autocommit = False
+        connection.is_tenants = False
 
 
 def _one_line(error: BaseException) -> str:
