@@ -40,8 +40,15 @@ def after_fork_in_child(method: Callable[[], None]) -> None:
     os.register_at_fork(after_in_child=call)
 
 
+_CLEAN_UP = """
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
+    DISCARD SEQUENCES; DISCARD TEMP
+"""
+"""``DISCARD ALL`` without the prepared statements, which are ours and name their schema."""
+
+
 class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped
-    """A connection that remembers which statements it has prepared."""
+    """A connection that knows which statements it has prepared, and whether a tenant's code has used it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -28,7 +28,8 @@ class TenantSession(Session):
 
 @event.listens_for(TenantSession, "after_begin")
 def _enter_schema(session: TenantSession, _transaction: SessionTransaction, connection: Connection) -> None:
-    connection.connection.dbapi_connection.is_tenants = True
+    driver: Any = connection.connection.dbapi_connection
+    driver.is_tenants = True
     connection.execute(_SCOPE, {"path": session._path})
 
 

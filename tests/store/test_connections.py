@@ -1,0 +1,194 @@
+"""Connections that have no tenant, know when they broke, and read any URL that Postgres has."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from psycopg2 import errors
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+
+from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store.database import APPLICATION_NAME, Database, normalise_url
+from cloacina_celery.store.sessions import TenantSession
+
+if TYPE_CHECKING:
+    from psycopg2 import extensions
+
+    from cloacina_celery.store.database import Cursor
+
+
+def kill(observer: extensions.connection, lent: Cursor) -> None:
+    """End the backend behind a cursor."""
+    with observer.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (lent.connection.info.backend_pid,))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:word@host:5432/shop",
+        "postgresql+psycopg2://user:word@host:5432/shop",
+        "postgres://user:word@host:5432/shop",
+    ],
+)
+def test_every_plain_url_means_psycopg2(url: str) -> None:
+    found = normalise_url(url).render_as_string(hide_password=False)
+    assert found == "postgresql+psycopg2://user:word@host:5432/shop"
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("", "is not a URL: write postgresql://"),
+        ("shop", "is not a URL"),
+        ("mysql://host/shop", "uses 'mysql'; tenants live in Postgres"),
+        ("sqlite://", "uses 'sqlite'"),
+        ("postgresql+asyncpg://host/shop", r"uses 'postgresql\+asyncpg'"),
+        ("postgresql+psycopg://host/shop", r"uses 'postgresql\+psycopg'"),
+        ("postgresql://host:port/shop", "is not a URL"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_an_error_that_shows_a_right_one(url: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint) as error:
+        normalise_url(url)
+    assert "postgresql://" in str(error.value)
+
+
+def test_a_wrong_url_keeps_its_password_to_itself() -> None:
+    with pytest.raises(SettingsError) as error:
+        normalise_url("postgresql://user:hunter2@host:port/shop")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_connection_has_no_schema_of_its_own(cursor: Cursor, tenant: str) -> None:
+    cursor.execute("SHOW search_path")
+    assert cursor.fetchone() == ("",)
+    with pytest.raises(errors.UndefinedTable):
+        cursor.execute("SELECT 1 FROM cloacina_executions")
+
+
+def test_a_broken_connection_says_so_once_and_the_next_one_works(
+    database: Database, observer: extensions.connection
+) -> None:
+    with (  # noqa: PT012  # where in the block it is raised is what the statements after it say
+        pytest.raises(DatabaseUnavailable, match="the database connection broke"),
+        database.statement() as lent,
+    ):
+        kill(observer, lent)
+        lent.execute("SELECT 1")
+    with database.statement() as lent:
+        lent.execute("SELECT 1")
+
+
+def test_a_connection_that_breaks_before_its_commit_has_committed_nothing(
+    database: Database, observer: extensions.connection, tenant: str
+) -> None:
+    with pytest.raises(DatabaseUnavailable), database.transaction() as lent:  # noqa: PT012  # see above
+        lent.execute(f"INSERT INTO {tenant}.cloacina_chords (group_id, size) VALUES ('g', 1)")
+        kill(observer, lent)
+    with database.statement() as lent:
+        lent.execute(f"SELECT count(*) FROM {tenant}.cloacina_chords")
+        assert lent.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("way", ["statement", "transaction", "dedicated"])
+def test_a_server_that_does_not_answer_is_unavailable_and_not_a_drivers_error(way: str) -> None:
+    nowhere = Database("postgresql://nobody@127.0.0.1:1/shop")
+    ways = {"statement": nowhere.statement, "transaction": nowhere.transaction}
+    with (
+        pytest.raises(DatabaseUnavailable, match="no connection to the database"),
+        ways[way]() if way in ways else nowhere.dedicated_connection(),
+    ):
+        pass
+
+
+def test_options_in_the_url_reach_every_connection_and_do_not_get_in_the_way(database_url: str) -> None:
+    query = {"connect_timeout": "3", "application_name": "shop", "options": "-c statement_timeout=12345"}
+    url = make_url(database_url).update_query_dict(query)
+    database = Database(url.render_as_string(hide_password=False))
+    dedicated = database.dedicated_connection()
+    with database.statement() as pooled, dedicated.cursor() as alone:
+        for cursor in (pooled, alone):
+            cursor.execute(
+                "SELECT current_setting('search_path'), current_setting('application_name'),"
+                " current_setting('statement_timeout')"
+            )
+            assert cursor.fetchone() == ("", "shop", "12345ms")
+    dedicated.close()
+    database.dispose()
+
+
+LEFTOVERS = [
+    "CREATE TEMP TABLE orders AS SELECT 'the first tenant''s' AS whose",
+    "SET search_path = public",
+    "SET statement_timeout = '77s'",
+    "SELECT nextval('numbers')",
+    "SELECT pg_advisory_lock(4712)",
+    "SET SESSION ROLE pg_monitor",
+    "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+    "LISTEN news",
+    "SELECT nonsense",
+]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback", "close"])
+def test_nothing_of_one_tenants_session_is_left_to_the_next_user_of_its_connection(
+    database: Database, tenant: str, other_tenant: str, observer: extensions.connection, ends: str
+) -> None:
+    with TenantSession(database, tenant) as session:
+        session.execute(text("CREATE SEQUENCE numbers"))
+        session.commit()
+        first = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        for statement in LEFTOVERS:
+            with suppress(ProgrammingError), session.begin_nested():
+                session.execute(text(statement))
+        getattr(session, ends)()
+    with TenantSession(database, other_tenant) as session:
+        assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() == first, (
+            "not the same connection"
+        )
+        for setting, value in [
+            ("search_path", f'"{other_tenant}"'), ("statement_timeout", "0"), ("role", "none"),
+        ]:  # fmt: skip
+            assert session.execute(text(f"SHOW {setting}")).scalar_one() == value
+        assert session.execute(text("SELECT to_regclass('orders')")).scalar_one() is None
+        assert session.execute(text("SELECT count(*) FROM pg_cursors WHERE name = 'mine'")).scalar_one() == 0
+        assert session.execute(text("SELECT count(*) FROM pg_listening_channels()")).scalar_one() == 0
+        with pytest.raises(DBAPIError, match="lastval is not yet defined"):
+            session.execute(text("SELECT lastval()"))
+    with observer.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712")
+        assert cursor.fetchone() == (0,)
+    with database.statement() as lent:
+        assert lent.connection.info.backend_pid == first
+        lent.execute("SHOW search_path")
+        assert lent.fetchone() == ("",)
+
+
+def test_a_connection_is_known_by_the_packages_name(cursor: Cursor) -> None:
+    cursor.execute("SHOW application_name")
+    assert cursor.fetchone() == (APPLICATION_NAME,)
+
+
+def test_a_forked_child_opens_connections_of_its_own_and_leaves_the_parents_alone(database: Database) -> None:
+    with database.statement() as lent:
+        parents = lent.connection.info.backend_pid
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with database.statement() as lent:
+                os.write(writer, str(lent.connection.info.backend_pid).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reader, 100)) != parents
+    os.close(reader)
+    os.close(writer)
+    with database.statement() as lent:
+        lent.execute("SELECT pg_backend_pid()")
+        assert lent.fetchone() == (parents,)

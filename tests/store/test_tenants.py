@@ -1,0 +1,177 @@
+"""The catalog: who exists, what is adopted, and what a drop leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cloacina_celery.errors import InvalidTenantName, SchemaMismatch, UnknownTenant
+from cloacina_celery.store import catalog, migrate
+from tests.store.rows import Rival, read, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg2 import extensions
+
+    from cloacina_celery.store.database import Cursor, Database
+    from tests.support.databases import Databases
+
+
+@pytest.fixture
+def database_url(session_databases: Databases) -> Iterator[str]:
+    """The URL of a database of this test's own: these tests count all tenants there are."""
+    with session_databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The package's view of it."""
+    from cloacina_celery.store.database import Database
+
+    made = Database(database_url)
+    yield made
+    made.dispose()
+
+
+def execute(conn: extensions.connection, statements: str) -> list[tuple[object, ...]]:
+    with conn.cursor() as cursor:
+        cursor.execute(statements)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.mark.parametrize("name", ["bad-name", "", "pg_x", "public", "cloacina", "a" * 64])
+def test_a_name_that_breaks_the_rule_creates_nothing_at_all(
+    database: Database, observer: extensions.connection, name: str
+) -> None:
+    with pytest.raises(InvalidTenantName):
+        catalog.create(database, name)
+    assert execute(observer, "SELECT 1 FROM pg_namespace WHERE nspname = 'cloacina'") == []
+
+
+@pytest.mark.parametrize("name", ["Tenant_Acme", "_", "42", "A" * 63, "select"])
+def test_an_unusual_name_is_quoted_everywhere(database: Database, name: str) -> None:
+    assert catalog.create(database, name)
+    with database.statement() as cursor:
+        run(cursor, name)
+        assert read(cursor, name).attempt == 1
+    catalog.drop(database, name)
+    assert catalog.names(database) == []
+
+
+def test_a_second_tenant_that_differs_only_in_case_is_refused(database: Database) -> None:
+    catalog.create(database, "tenant_acme")
+    with pytest.raises(InvalidTenantName, match="tenant 'tenant_acme' exists and differs only in case"):
+        catalog.create(database, "Tenant_ACME")
+    assert catalog.names(database) == ["tenant_acme"]
+
+
+def test_an_existing_schema_is_adopted_with_what_is_in_it(
+    database: Database, observer: extensions.connection
+) -> None:
+    execute(observer, "CREATE SCHEMA tenant_acme; CREATE TABLE tenant_acme.orders AS SELECT 42 AS id")
+    assert catalog.create(database, "tenant_acme")
+    assert execute(observer, "SELECT id FROM tenant_acme.orders") == [(42,)]
+
+
+def test_a_schema_of_a_newer_version_is_not_adopted_and_no_tenant_is_entered(
+    database: Database, observer: extensions.connection
+) -> None:
+    catalog.create(database, "tenant_acme")
+    execute(
+        observer, "DELETE FROM cloacina.tenants; UPDATE tenant_acme.cloacina_version SET version_num = 'z9'"
+    )
+    with pytest.raises(SchemaMismatch):
+        catalog.create(database, "tenant_acme")
+    assert catalog.names(database) == []
+
+
+def test_a_drop_removes_the_tenant_with_its_schema_and_leaves_the_others(
+    database: Database, observer: extensions.connection
+) -> None:
+    for name in ("tenant_a", "tenant_b"):
+        catalog.create(database, name)
+    execute(observer, "CREATE TABLE tenant_a.orders (id int)")
+    catalog.drop(database, "tenant_a")
+    assert catalog.names(database) == ["tenant_b"]
+    assert execute(observer, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'tenant%'") == [
+        ("tenant_b",)
+    ]
+    with pytest.raises(UnknownTenant, match="'tenant_a'"):
+        catalog.drop(database, "tenant_a")
+    assert catalog.create(database, "tenant_a")
+
+
+def test_a_drop_of_what_never_was_is_refused_and_drops_nobodys_schema(
+    database: Database, observer: extensions.connection
+) -> None:
+    execute(observer, "CREATE SCHEMA somebody_elses")
+    with pytest.raises(UnknownTenant):
+        catalog.drop(database, "somebody_elses")
+    with pytest.raises(InvalidTenantName):
+        catalog.drop(database, "cloacina")
+    assert execute(observer, "SELECT 1 FROM pg_namespace WHERE nspname = 'somebody_elses'") == [(1,)]
+
+
+def test_the_legacy_tenant_lives_in_public_beside_what_was_there_and_leaves_only_itself(
+    database: Database, observer: extensions.connection
+) -> None:
+    execute(observer, "CREATE TABLE public.orders AS SELECT 42 AS id")
+    assert catalog.create(database, "public", legacy=True)
+    assert [(t.name, t.is_legacy) for t in catalog.tenants(database)] == [("public", True)]
+    with database.statement() as cursor:
+        run(cursor, "public")
+    catalog.drop(database, "public")
+    assert catalog.names(database) == []
+    tables = execute(observer, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+    assert tables == [("orders",)]
+    assert execute(observer, "SELECT id FROM public.orders") == [(42,)]
+    assert catalog.create(database, "public", legacy=True)
+
+
+def test_a_tenant_is_created_once_though_the_second_looked_before_the_first_had_committed(
+    database: Database, observer: extensions.connection
+) -> None:
+    migrate.ensure_catalog(database)
+    with database.engine.begin() as connection:
+        migrate.lock(connection)
+        rivals = [Rival(database, lambda _: catalog.create(database, "tenant_acme")) for _ in range(3)]
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        from tests.support.waiting import eventually
+
+        eventually(lambda: execute(observer, waiting) == [(3,)], why="all three to stand at the lock")
+    assert sorted(rival.answer() for rival in rivals) == [False, False, True]
+
+
+def test_a_dropped_tenants_executions_are_gone_when_it_is_created_again(
+    database: Database, observer: extensions.connection
+) -> None:
+    catalog.create(database, "tenant_acme")
+    with database.statement() as cursor:
+        run_prepared(cursor)
+    catalog.drop(database, "tenant_acme")
+    catalog.create(database, "tenant_acme")
+    with database.statement() as cursor:
+        # The same pooled connection still knows its statements, which mean the new tables now.
+        run_prepared(cursor)
+    assert execute(observer, "SELECT count(*) FROM tenant_acme.cloacina_executions") == [(1,)]
+
+
+def run_prepared(cursor: Cursor) -> None:
+    from cloacina_celery.store import executions
+    from tests.store.rows import EXECUTION_ID, LEASE, submission
+
+    assert executions.submit(cursor, "tenant_acme", submission(), prepare=True)
+    assert executions.claim(
+        cursor,
+        "tenant_acme",
+        EXECUTION_ID,
+        attempt=1,
+        worker_id=1,
+        lease_ttl=LEASE,
+        policy=None,
+        prepare=True,
+    )
+    assert executions.succeed(cursor, "tenant_acme", EXECUTION_ID, 1, None, prepare=True)

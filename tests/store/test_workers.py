@@ -1,0 +1,110 @@
+"""The workers' register: a lock that goes with its connection says who is dead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cloacina_celery.store import migrate, workers
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloacina_celery.store.database import Cursor, Database, StoreConnection
+
+RESTARTED = "pg_postmaster_start_time() < now() - make_interval(secs => 10)"
+
+
+@pytest.fixture
+def register(database: Database, cursor: Cursor) -> Iterator[Cursor]:
+    """A cursor on a database with a register, on a server that has not just been started."""
+    migrate.ensure_catalog(database)
+
+    def has_run_a_while() -> bool:
+        cursor.execute(f"SELECT {RESTARTED}")
+        row = cursor.fetchone()
+        return row is not None and bool(row[0])
+
+    eventually(has_run_a_while, why="the server to be up for ten seconds")
+    yield cursor
+    cursor.execute("UPDATE cloacina.workers SET stopped_at = now() WHERE stopped_at IS NULL")
+
+
+@pytest.fixture
+def liveness(database: Database) -> Iterator[StoreConnection]:
+    """The connection that holds a worker's lock."""
+    connection = database.dedicated_connection()
+    yield connection
+    connection.close()
+
+
+def find_dead(cursor: Cursor) -> list[tuple[int, str]]:
+    return [(dead.worker_id, dead.reason) for dead in workers.find_dead(cursor, grace=2, lease_ttl=15)]
+
+
+def age(cursor: Cursor, worker_id: int, seconds: float) -> None:
+    cursor.execute(
+        "UPDATE cloacina.workers SET heartbeat_at = now() - make_interval(secs => %s) WHERE id = %s",
+        (seconds, worker_id),
+    )
+
+
+def test_a_worker_is_dead_as_soon_as_its_connection_is_gone_and_its_grace_is_over(
+    register: Cursor, liveness: StoreConnection
+) -> None:
+    worker_id = workers.register(register, name="w1", tenants=["tenant_a", "tenant_b"])
+    with liveness.cursor() as holder:
+        workers.hold_lock(holder, worker_id)
+    age(register, worker_id, 3600)
+    assert find_dead(register) == []
+    liveness.close()
+    eventually(
+        lambda: find_dead(register) == [(worker_id, "worker w1 died (its liveness lock is gone)")],
+        why="the lock to go with its connection",
+    )
+    (dead,) = workers.find_dead(register, grace=2, lease_ttl=15)
+    assert dead.tenants == ("tenant_a", "tenant_b")
+    age(register, worker_id, 1)
+    assert find_dead(register) == []
+
+
+def test_a_worker_without_a_lock_is_dead_when_its_leases_must_have_run_out(register: Cursor) -> None:
+    worker_id = workers.register(register, name="w1", tenants=[])
+    age(register, worker_id, 29)
+    assert find_dead(register) == []
+    age(register, worker_id, 31)
+    assert find_dead(register) == [(worker_id, "worker w1 died (no heartbeat for 30 s)")]
+    workers.heartbeat(register, worker_id)
+    assert find_dead(register) == []
+
+
+def test_another_databases_lock_is_nobodys_life_here(
+    register: Cursor, liveness: StoreConnection, database: Database
+) -> None:
+    worker_id = workers.register(register, name="w1", tenants=[])
+    register.execute("UPDATE cloacina.workers SET has_lock = true WHERE id = %s", (worker_id,))
+    age(register, worker_id, 60)
+    assert [one for one, _ in find_dead(register)] == [worker_id]
+
+
+def test_who_signed_off_is_neither_alive_nor_dead(register: Cursor) -> None:
+    worker_id = workers.register(register, name="w1", tenants=["tenant_a"])
+    (alive,) = workers.alive(register)
+    assert (alive.worker_id, alive.name, alive.tenants) == (worker_id, "w1", ("tenant_a",))
+    workers.stop(register, worker_id, reason="shut down")
+    age(register, worker_id, 3600)
+    assert (workers.alive(register), find_dead(register)) == ([], [])
+    workers.stop(register, worker_id, reason="found dead")
+    register.execute("SELECT end_reason FROM cloacina.workers WHERE id = %s", (worker_id,))
+    assert register.fetchone() == ("shut down",)
+
+
+def test_one_reaper_at_a_time_buries_a_worker(database: Database, register: Cursor) -> None:
+    worker_id = workers.register(register, name="w1", tenants=[])
+    with database.transaction() as first:
+        assert workers.lock_dead(first, worker_id)
+        assert not workers.lock_dead(register, worker_id)
+        workers.stop(first, worker_id, reason="found dead")
+    assert not workers.lock_dead(register, worker_id)
