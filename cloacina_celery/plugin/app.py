@@ -35,6 +35,7 @@ from cloacina_celery.runtime.context import (
 )
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.reaper import Reaper
+from cloacina_celery.runtime.threads import let_threads_inherit
 from cloacina_celery.runtime.units import SessionUnit
 from cloacina_celery.store import catalog, executions, migrate, queries
 from cloacina_celery.store.database import Database
@@ -106,6 +107,7 @@ class Cloacina:
         app.backend_cls = "cloacina_celery.plugin.results:AppBackend"
         app._backend_cache = None
         control.install(app, self)
+        let_threads_inherit()
 
     @property
     def app(self) -> Celery:
