@@ -27,7 +27,8 @@ def let_threads_inherit() -> None:
     """Have threads that are started from now on inherit the tenant of the code that starts them."""
     if hasattr(threading.Thread.start, _MARK):
         return
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start: Callable[..., None] = threading.Thread.start
+    submit: Any = ThreadPoolExecutor.submit
 
     @functools.wraps(start)
     def start_inheriting(self: threading.Thread) -> None:
@@ -41,7 +42,8 @@ def let_threads_inherit() -> None:
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Future[Any]:
         tenant = bound_tenant()
-        return submit(self, fn if tenant is None else _Inherited(tenant, fn), *args, **kwargs)
+        future: Future[Any] = submit(self, fn if tenant is None else _Inherited(tenant, fn), *args, **kwargs)
+        return future
 
     setattr(start_inheriting, _MARK, True)
     patched: Any = threading.Thread
