@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
+from celery import Task
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
@@ -33,8 +34,7 @@ from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedT
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
-    from cloacina_celery.plugin.task import DurableTask
+    from cloacina_celery.plugin.kernel import Kernel
 
 Body = Callable[[], Any]
 
@@ -44,10 +44,10 @@ MAX_BACKOFF = 5.0
 class Settler:
     """Carry attempts from their message to their settled row."""
 
-    def __init__(self, cloacina: Cloacina) -> None:
-        self._cloacina = cloacina
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
 
-    def run(self, task: DurableTask, body: Body) -> Any:
+    def run(self, task: Task, body: Body) -> Any:
         """Claim the attempt that the current message rings for, run ``body``, and settle the outcome.
 
         Raises:
@@ -62,7 +62,7 @@ class Settler:
         finally:
             attempt.discard_session()
 
-    def _claim(self, task: DurableTask) -> Attempt:
+    def _claim(self, task: Task) -> Attempt:
         request = task.request
         headers = request.headers or {}
         tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
@@ -73,8 +73,8 @@ class Settler:
             raise Ignore(str(error)) from error
         assert isinstance(tenant, str)
         assert isinstance(number, int)
-        cloacina = self._cloacina
-        database = cloacina.database
+        kernel = self._kernel
+        database = kernel.database
         backoff = 0.1
         while True:
             try:
@@ -84,9 +84,9 @@ class Settler:
                         tenant,
                         request.id,
                         attempt=number,
-                        worker_id=current_worker_id() or cloacina.worker_id,
-                        lease_ttl=cloacina.settings.lease_ttl,
-                        policy=cloacina.stored_policy_of(task),
+                        worker_id=current_worker_id() or kernel.worker_id,
+                        lease_ttl=kernel.settings.lease_ttl,
+                        policy=kernel.stored_policy_of(task),
                         prepare=database.prepared_statements,
                     )
                 break
@@ -95,7 +95,7 @@ class Settler:
                 time.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF)
             except (UndefinedTable, InvalidSchemaName) as error:
-                cloacina.forget_tenant(tenant)
+                kernel.tenants.forget(tenant)
                 log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
                 raise Ignore(f"tenant {tenant} is gone") from error
         if claim is None:
@@ -118,10 +118,10 @@ class Settler:
                 f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
                 "messages travel in the queue of its name only"
             )
-        if not self._cloacina.knows(tenant):
+        if not self._kernel.tenants.knows(tenant):
             raise UnknownTenant(tenant)
 
-    def _run_claimed(self, task: DurableTask, attempt: Attempt, body: Body) -> Any:
+    def _run_claimed(self, task: Task, attempt: Attempt, body: Body) -> Any:
         try:
             result = body()
         except Ignore as ignored:
@@ -147,7 +147,7 @@ class Settler:
 
     # Succeeding
 
-    def _settle_succeeded(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+    def _settle_succeeded(self, task: Task, attempt: Attempt, result: Any) -> None:
         request = task.request
         try:
             stored = (
@@ -191,7 +191,7 @@ class Settler:
             raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
 
     def _commit_with_session(
-        self, task: DurableTask, attempt: Attempt, result: Any, stored: str | None, *, follows: bool
+        self, task: Task, attempt: Attempt, result: Any, stored: str | None, *, follows: bool
     ) -> None:
         session = attempt.session
         assert session is not None
@@ -202,7 +202,7 @@ class Settler:
                 self._follow_success(task, attempt, result)
         session.commit()
 
-    def _follow_success(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+    def _follow_success(self, task: Task, attempt: Attempt, result: Any) -> None:
         request, app = task.request, task.app
         options = {"parent_id": attempt.id, "root_id": request.root_id or attempt.id}
         if app.conf.task_inherit_parent_priority:
@@ -217,7 +217,7 @@ class Settler:
 
     # Failing
 
-    def _settle_failed(self, task: DurableTask, attempt: Attempt, error: Exception) -> Any:
+    def _settle_failed(self, task: Task, attempt: Attempt, error: Exception) -> Any:
         attempt.discard_session()
         einfo = ExceptionInfo()
         described = describe_error(task, error, einfo.traceback)
@@ -225,7 +225,7 @@ class Settler:
             with settlement(attempt.database, attempt.tenant) as unit:
                 decision = executions.fail(
                     unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
-                    lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+                    lineage=_lineage(error), random=random.random(), default_policy=self._kernel.policy_of(task),
                     retry_after=retry_after(error),
                 )  # fmt: skip
                 if decision is None:
@@ -242,7 +242,7 @@ class Settler:
             case Fail():
                 raise error
 
-    def _settle_requested_retry(self, task: DurableTask, attempt: Attempt, retry: CeleryRetry) -> None:
+    def _settle_requested_retry(self, task: Task, attempt: Attempt, retry: CeleryRetry) -> None:
         attempt.discard_session()
         requested = attempt.requested_retry
         cause = retry.exc or retry
@@ -262,7 +262,7 @@ class Settler:
         except DatabaseUnavailable as unavailable:
             self._after_lost_answer(attempt, unavailable)
 
-    def _settle_ignored(self, task: DurableTask, attempt: Attempt, ignored: Ignore) -> None:
+    def _settle_ignored(self, task: Task, attempt: Attempt, ignored: Ignore) -> None:
         replacement = attempt.replacement
         try:
             if replacement is None:
@@ -284,7 +284,7 @@ class Settler:
         except DatabaseUnavailable as unavailable:
             self._after_lost_answer(attempt, unavailable)
 
-    def _settle_rejected(self, task: DurableTask, attempt: Attempt, rejected: Reject) -> None:
+    def _settle_rejected(self, task: Task, attempt: Attempt, rejected: Reject) -> None:
         if not rejected.requeue:
             try:
                 self._settle_failed(task, attempt, rejected)
@@ -300,11 +300,11 @@ class Settler:
         self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any
     ) -> None:
         """Settle an attempt whose hard time limit is over, from the worker's main process."""
-        task = self._cloacina.app.tasks[request.task]
-        with settlement(self._cloacina.database, tenant) as unit:
+        task = self._kernel.app.tasks[request.task]
+        with settlement(self._kernel.database, tenant) as unit:
             decision = executions.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
-                lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+                lineage=_lineage(error), random=random.random(), default_policy=self._kernel.policy_of(task),
             )  # fmt: skip
             if isinstance(decision, Fail):
                 task.backend.after_failure(request, error, None)
@@ -348,7 +348,7 @@ class Settler:
                 backoff = min(backoff * 2, MAX_BACKOFF)
 
 
-def describe_error(task: DurableTask, error: BaseException, traceback: str | None) -> dict[str, Any]:
+def describe_error(task: Task, error: BaseException, traceback: str | None) -> dict[str, Any]:
     """Describe an exception the way a row keeps it and Celery rebuilds it."""
     return {**task.backend.prepare_exception(error, "json"), "traceback": traceback}
 

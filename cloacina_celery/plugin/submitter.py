@@ -30,9 +30,12 @@ from cloacina_celery.store.executions import Ring, Submission, Submitted
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.kernel import Kernel
 
 Send = Callable[..., Any]
+
+OWN_OPTIONS = ("tenant", "idempotency_key", "session")
+"""What ``apply_async`` takes beside Celery's options."""
 
 MAX_ID_LENGTH = 255
 BROKER_PAUSE = 1.0
@@ -58,8 +61,8 @@ def id_for_key(tenant: str, key: str) -> str:
 class Submitter:
     """Turn Celery's send into submit and publish."""
 
-    def __init__(self, cloacina: Cloacina) -> None:
-        self._cloacina = cloacina
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
         self._down_until = 0.0
         self._queues: dict[str, Queue] = {}
 
@@ -68,7 +71,7 @@ class Submitter:
         headers, properties, body, _sent_event = message
         headers.update(options.get("headers") or {})
         delay = headers.pop("cloacina_delay", None)
-        eta = _aware(headers.pop("cloacina_eta", None), self._cloacina.app.timezone)
+        eta = _aware(headers.pop("cloacina_eta", None), self._kernel.app.timezone)
         envelope = Envelope(headers, {**properties, **_properties(options)}, body)
         attempt = current_attempt()
         if attempt is not None and attempt.id == headers["id"] and attempt.task == name:
@@ -77,7 +80,7 @@ class Submitter:
             return
         tenant, unit = self._place(name, options, headers)
         submission = self._submission(name, envelope, delay, eta, options)
-        self._cloacina.remember(submission.execution_id, tenant)
+        self._kernel.locations.remember(submission.execution_id, tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
             return
@@ -102,8 +105,8 @@ class Submitter:
         queue_name = getattr(queue, "name", queue)
         if (
             isinstance(queue_name, str)
-            and queue_name not in (tenant, self._cloacina.app.conf.task_default_queue)
-            and self._cloacina.knows(queue_name)
+            and queue_name not in (tenant, self._kernel.app.conf.task_default_queue)
+            and self._kernel.tenants.knows(queue_name)
         ):
             if tenant is not None:
                 raise TenantMismatch(
@@ -113,7 +116,7 @@ class Submitter:
             tenant = queue_name
         if tenant is None:
             raise TenantNotBound(f"task {name}")
-        if not self._cloacina.knows(tenant):
+        if not self._kernel.tenants.knows(tenant):
             raise UnknownTenant(tenant)
         return tenant
 
@@ -121,7 +124,7 @@ class Submitter:
         """Publish messages from rows; what the broker refuses is noted in the row and left to the next poll."""
         if not rings:
             return
-        app = self._cloacina.app
+        app = self._kernel.app
         done = 0
         try:
             with app.producer_pool.acquire(block=True) as producer:
@@ -140,7 +143,7 @@ class Submitter:
     def queue_depth(self, tenant: str) -> int | None:
         """Count the messages that wait in a tenant's queue; ``None`` if the broker does not say."""
         try:
-            with self._cloacina.app.connection_for_write() as connection:
+            with self._kernel.app.connection_for_write() as connection:
                 channel = connection.default_channel
                 try:
                     return int(channel.queue_declare(queue=tenant, passive=True).message_count)
@@ -151,14 +154,14 @@ class Submitter:
 
     def send_plain(self, send: Send, name: str, message: Any, options: dict[str, Any]) -> None:
         """Send a message of a plain task that had to wait for a commit."""
-        with self._cloacina.app.producer_pool.acquire(block=True) as producer:
+        with self._kernel.app.producer_pool.acquire(block=True) as producer:
             send(producer, name, message, **options)
 
     def _publish_ring(self, producer: Any, ring: Ring) -> None:
         envelope = Envelope.load(ring.message)
         self._publish(
             producer,
-            self._cloacina.send,
+            self._kernel.send,
             envelope.headers["task"],
             (envelope.ringing_for(ring.tenant, ring.attempt, ring.failures), {}, envelope.body, None),
             ring.tenant,
@@ -176,7 +179,7 @@ class Submitter:
     def _queue(self, tenant: str) -> Queue:
         queue = self._queues.get(tenant)
         if queue is None:
-            queues = self._cloacina.app.amqp.queues
+            queues = self._kernel.app.amqp.queues
             # Not added to app.amqp.queues: a worker started without -Q consumes all that is in there.
             queue = self._queues[tenant] = queues.get(tenant) or queues.new_missing(tenant)
         return queue
@@ -186,7 +189,7 @@ class Submitter:
             "submit.unpublished", tenant=tenant, execution_id=execution_id, error=" ".join(str(error).split())
         )
         try:
-            with self._cloacina.database.statement() as cursor:
+            with self._kernel.database.statement() as cursor:
                 executions.unring(cursor, tenant, execution_id, attempt)
         except CloacinaError:
             pass  # the row is committed as rung; the sweep finds it stranded
@@ -229,13 +232,13 @@ class Submitter:
                 f"{name} was sent with serializer={options['serializer']!r}; a durable task's row carries JSON only"
             )
         in_chord = envelope.embed.get("chord") is not None
-        task = self._cloacina.app.tasks.get(name)
+        task = self._kernel.app.tasks.get(name)
         return Submission(
             execution_id=execution_id,
             task=name,
             message=envelope.dump(name),
-            max_recoveries=self._cloacina.max_recoveries_of(task),
-            policy=self._cloacina.stored_policy_of(task),
+            max_recoveries=self._kernel.max_recoveries_of(task),
+            policy=self._kernel.stored_policy_of(task),
             delay=None if delay is None else float(delay),
             eta=eta if delay is None else None,
             group_id=envelope.headers.get("group") if in_chord else None,
@@ -243,9 +246,9 @@ class Submitter:
         )
 
     def _insert(self, tenant: str, submission: Submission, unit: Unit | None) -> Submitted | None:
-        database = self._cloacina.database
+        database = self._kernel.database
         try:
-            chord_size = self._cloacina.take_chord_size(submission.group_id)
+            chord_size = self._kernel.chord_sizes.take(submission.group_id)
             if unit is not None:
                 return _insert_all(unit.cursor(), tenant, submission, chord_size)
             if chord_size is not None:
@@ -254,7 +257,7 @@ class Submitter:
             with database.statement() as cursor:
                 return executions.submit(cursor, tenant, submission, prepare=database.prepared_statements)
         except (UndefinedTable, InvalidSchemaName) as error:
-            self._cloacina.forget_tenant(tenant)
+            self._kernel.tenants.forget(tenant)
             raise UnknownTenant(tenant) from error
 
 
@@ -285,7 +288,7 @@ class _Publication:
     def later(self) -> None:
         """Publish with a producer of its own: the caller's has gone back to its pool."""
         try:
-            with self._submitter._cloacina.app.producer_pool.acquire(block=True) as producer:
+            with self._submitter._kernel.app.producer_pool.acquire(block=True) as producer:
                 self._publish(producer)
         except BROKER_TROUBLE as error:
             self._submitter._unring(self._tenant, self._execution_id, self._attempt, error)
@@ -307,8 +310,6 @@ def _insert_all(
 
 
 def _properties(options: dict[str, Any]) -> dict[str, Any]:
-    from cloacina_celery.plugin.amqp import OWN_OPTIONS
-
     return {
         k: v
         for k, v in options.items()
