@@ -46,11 +46,11 @@ class DurableAMQP:
         return send
 
     def _create_task_sender(self) -> Callable[..., Any]:
-        send, submitter, app = self.plain_task_sender, self.parts.submitter, self.parts.kernel.app
+        send, parts, app = self.plain_task_sender, self.parts, self.parts.kernel.app
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if is_durable(app, name, options):
-                return submitter.submit(producer, name, message, send, options)
+                return parts.submitter.submit(producer, name, message, options)
             for option in OWN_OPTIONS:
                 if options.pop(option, None) is not None:
                     raise InvalidPayload(
@@ -60,7 +60,7 @@ class DurableAMQP:
             unit = current_unit()
             if unit is not None and unit.is_settlement:
                 # A plain callback of a durable task: it leaves once the settlement has committed.
-                unit.after_commit(lambda: submitter.send_plain(send, name, message, options))
+                unit.after_commit(lambda: parts.publisher.publish_plain(name, message, options))
                 return None
             return send(producer, name, message, **options)
 

@@ -82,7 +82,7 @@ class Executions:
 
     def __init__(self, parts: Parts, tenant: str) -> None:
         self._kernel = parts.kernel
-        self._submitter = parts.submitter
+        self._publisher = parts.publisher
         self.tenant = tenant
 
     def get(self, execution_id: str) -> Execution:
@@ -158,5 +158,5 @@ class Executions:
                 else "only failed, abandoned and cancelled ones can be"
             )
             raise TransitionRefused(execution_id, found.state, "requeue", hint)
-        self._submitter.publish_rings([ring])
+        self._publisher.publish_rings([ring])
         return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cloacina_celery.plugin.kernel import Kernel
+from cloacina_celery.plugin.publisher import Publisher
 from cloacina_celery.plugin.recovery import Recovery
 from cloacina_celery.plugin.results import Backends
 from cloacina_celery.plugin.settler import Settler
@@ -17,6 +18,7 @@ class Parts:
     """Who does what: each part knows those before it."""
 
     kernel: Kernel
+    publisher: Publisher
     submitter: Submitter
     backends: Backends
     settler: Settler
@@ -26,7 +28,14 @@ class Parts:
     def make(cls, overrides: dict[str, Any]) -> Self:
         """Make the parts of one plugin."""
         kernel = Kernel(overrides)
-        submitter, backends, settler = Submitter(kernel), Backends(kernel), Settler(kernel)
-        recovery = Recovery(kernel, submitter, settler, backends)
+        publisher, backends, settler = Publisher(kernel), Backends(kernel), Settler(kernel)
+        recovery = Recovery(kernel, publisher, settler, backends)
         backends.on_revoked = recovery.revoked
-        return cls(kernel=kernel, submitter=submitter, backends=backends, settler=settler, recovery=recovery)
+        return cls(
+            kernel=kernel,
+            publisher=publisher,
+            submitter=Submitter(kernel, publisher),
+            backends=backends,
+            settler=settler,
+            recovery=recovery,
+        )

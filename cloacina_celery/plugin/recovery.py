@@ -14,17 +14,17 @@ from cloacina_celery.store.recovery import Recovered
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.publisher import Publisher
     from cloacina_celery.plugin.results import Backends
     from cloacina_celery.plugin.settler import Settler
-    from cloacina_celery.plugin.submitter import Submitter
 
 
 class Recovery:
     """Move such attempts on, from the worker's main process."""
 
-    def __init__(self, kernel: Kernel, submitter: Submitter, settler: Settler, backends: Backends) -> None:
+    def __init__(self, kernel: Kernel, publisher: Publisher, settler: Settler, backends: Backends) -> None:
         self._kernel = kernel
-        self._submitter = submitter
+        self._publisher = publisher
         self._settler = settler
         self._backends = backends
 
@@ -33,9 +33,9 @@ class Recovery:
         return Reaper(
             self._kernel.database,
             self._kernel.settings,
-            publish=self._submitter.publish_rings,
-            can_publish=self._submitter.can_publish,
-            queue_depth=self._submitter.queue_depth,
+            publish=self._publisher.publish_rings,
+            can_publish=self._publisher.can_publish,
+            queue_depth=self._publisher.queue_depth,
             on_abandoned=self._on_abandoned,
         )
 

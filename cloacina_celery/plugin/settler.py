@@ -1,12 +1,11 @@
-"""Running an attempt: claim before user code, settle after it, and what follows in the same transaction."""
+"""Settling: what an attempt came to is recorded together with its effects and with what follows from it."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
@@ -15,22 +14,19 @@ from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
 from cloacina_celery.core.lifecycle import Fail, Retry
-from cloacina_celery.core.retry import lineage
 from cloacina_celery.errors import (
-    CloacinaError,
     DatabaseUnavailable,
     InvalidPayload,
-    InvalidTenantName,
     LeaseLost,
-    MessageRefused,
-    UnknownTenant,
 )
-from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER, dump_json
+from cloacina_celery.plugin.claimer import Claimer
+from cloacina_celery.plugin.envelope import dump_json
+from cloacina_celery.plugin.failures import describe_error, lineage_of, retry_after
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit, current_worker_id
+from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import executions, queries
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, is_disconnect
+from cloacina_celery.store.database import Cursor, is_disconnect
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -46,6 +42,7 @@ class Settler:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self._claimer = Claimer(kernel)
 
     def run(self, task: Task, body: Body) -> Any:
         """Claim the attempt that the current message rings for, run ``body``, and settle the outcome.
@@ -55,71 +52,12 @@ class Settler:
             celery.exceptions.Retry: the row is pending again, for Celery's hooks and logs.
             Exception: the body's own, after the row has been settled as failed.
         """
-        attempt = self._claim(task)
+        attempt = self._claimer.claim(task)
         try:
             with bind_attempt(attempt):
                 return self._run_claimed(task, attempt, body)
         finally:
             attempt.discard_session()
-
-    def _claim(self, task: Task) -> Attempt:
-        request = task.request
-        headers = request.headers or {}
-        tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
-        try:
-            self._check_message(tenant, number, request)
-        except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
-            log("message.refused", execution_id=request.id, task=task.name, error=error)
-            raise Ignore(str(error)) from error
-        assert isinstance(tenant, str)
-        assert isinstance(number, int)
-        kernel = self._kernel
-        database = kernel.database
-        backoff = 0.1
-        while True:
-            try:
-                with database.statement() as cursor:
-                    claim = executions.claim(
-                        cursor,
-                        tenant,
-                        request.id,
-                        attempt=number,
-                        worker_id=current_worker_id() or kernel.worker_id,
-                        lease_ttl=kernel.settings.lease_ttl,
-                        policy=kernel.stored_policy_of(task),
-                        prepare=database.prepared_statements,
-                    )
-                break
-            except DatabaseUnavailable as error:
-                log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
-                time.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, MAX_BACKOFF)
-            except (UndefinedTable, InvalidSchemaName) as error:
-                kernel.tenants.forget(tenant)
-                log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
-                raise Ignore(f"tenant {tenant} is gone") from error
-        if claim is None:
-            log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
-            raise Ignore(f"stale or duplicate message for attempt {number}")
-        return Attempt(
-            database=database, tenant=tenant, id=request.id, task=task.name, attempt=claim.attempt,
-            failures=claim.failures, recoveries=claim.recoveries,
-        )  # fmt: skip
-
-    def _check_message(self, tenant: object, number: object, request: Any) -> None:
-        if not isinstance(tenant, str) or not isinstance(number, int) or isinstance(number, bool):
-            raise MessageRefused(
-                f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
-                "cloacina_celery; send durable tasks through an app that has the plugin"
-            )
-        queue = (request.delivery_info or {}).get("routing_key")
-        if queue is not None and queue != tenant:
-            raise MessageRefused(
-                f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
-                "messages travel in the queue of its name only"
-            )
-        if not self._kernel.tenants.knows(tenant):
-            raise UnknownTenant(tenant)
 
     def _run_claimed(self, task: Task, attempt: Attempt, body: Body) -> Any:
         try:
@@ -225,7 +163,7 @@ class Settler:
             with settlement(attempt.database, attempt.tenant) as unit:
                 decision = executions.fail(
                     unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
-                    lineage=_lineage(error), random=random.random(), default_policy=self._kernel.policy_of(task),
+                    lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
                     retry_after=retry_after(error),
                 )  # fmt: skip
                 if decision is None:
@@ -304,7 +242,7 @@ class Settler:
         with settlement(self._kernel.database, tenant) as unit:
             decision = executions.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
-                lineage=_lineage(error), random=random.random(), default_policy=self._kernel.policy_of(task),
+                lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
             )  # fmt: skip
             if isinstance(decision, Fail):
                 task.backend.after_failure(request, error, None)
@@ -346,45 +284,3 @@ class Settler:
             except DatabaseUnavailable:
                 time.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF)
-
-
-def describe_error(task: Task, error: BaseException, traceback: str | None) -> dict[str, Any]:
-    """Describe an exception the way a row keeps it and Celery rebuilds it."""
-    return {**task.backend.prepare_exception(error, "json"), "traceback": traceback}
-
-
-def retry_after(error: BaseException) -> float | None:
-    """Read how long an exception asks us to wait, in seconds.
-
-    Either its ``retry_after`` (seconds or a timedelta), or the ``Retry-After`` header of its ``response``
-    (RFC 9110, section 10.2.3: seconds or a date), as the exceptions of requests and httpx carry it.
-    """
-    wish: Any = getattr(error, "retry_after", None)
-    if wish is None:
-        headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        wish = headers.get("Retry-After") if hasattr(headers, "get") else None
-    if isinstance(wish, timedelta):
-        wish = wish.total_seconds()
-    if isinstance(wish, str):
-        wish = _seconds_of(wish)
-    if isinstance(wish, (int, float)) and not isinstance(wish, bool):
-        return max(float(wish), 0.0)
-    return None
-
-
-def _seconds_of(header: str) -> float | None:
-    try:
-        return float(header)
-    except ValueError:
-        pass
-    try:
-        return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return None
-
-
-def _lineage(error: BaseException) -> tuple[str, ...]:
-    if isinstance(error, (CloacinaError, Reject)):
-        # Ours say that something is wrong with the call itself; a second run would say it again.
-        return (f"{type(error).__module__}.{type(error).__qualname__}",)
-    return lineage(type(error))
