@@ -141,7 +141,7 @@ def check(command: str, where: str) -> None:
     assert words[0] in PROGRAMS, f"{where}: {command}"
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(word for word in words[1:] if "=" not in word) <= set(targets), f"{where}: {command}"
+        assert {word for word in words[1:] if "=" not in word} <= set(targets), f"{where}: {command}"
     elif words[0] == "celery":
         assert words[1] == "-A", f"{where}: {command}"
         check_celery(words[3:], f"{where}: {command}")
