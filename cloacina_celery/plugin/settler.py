@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -26,9 +27,10 @@ from cloacina_celery.errors import (
 )
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER, dump_json
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit, current_worker_id
+from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit, current_worker_id
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import executions, queries
+from cloacina_celery.store.bounded import bound
 from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, is_disconnect
 from cloacina_celery.telemetry import log
 
@@ -246,7 +248,9 @@ class Settler:
         attempt.discard_session()
         requested = attempt.requested_retry
         cause = retry.exc or retry
-        described = describe_error(task, cause, ExceptionInfo().traceback)
+        # self.retry(throw=False) raises nothing.
+        traceback = ExceptionInfo().traceback if sys.exc_info()[0] is not None else None
+        described = describe_error(task, cause, traceback)
         when = retry.when if requested is None else None
         delay = requested.delay if requested else when if isinstance(when, (int, float)) else None
         eta = requested.eta if requested else when if isinstance(when, datetime) else None
@@ -301,7 +305,8 @@ class Settler:
     ) -> None:
         """Settle an attempt whose hard time limit is over, from the worker's main process."""
         task = self._cloacina.app.tasks[request.task]
-        with settlement(self._cloacina.database, tenant) as unit:
+        with bind_tenant(tenant), settlement(self._cloacina.database, tenant) as unit:
+            bound(unit.cursor())
             decision = executions.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
                 lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),

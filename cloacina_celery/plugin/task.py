@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
+from celery import Task, chord, group
+from celery.canvas import _chain
 from celery.exceptions import Ignore
 
 from cloacina_celery.core.retry import RetryPolicy
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 NO_RETRY = RetryPolicy(max_attempts=1)
 UNLIMITED = 2**31 - 1
+ACCUMULATE_TASK = "cloacina.accumulate"
 
 
 class DurableTask(Task):
@@ -72,7 +75,22 @@ class DurableTask(Task):
         # Celery's autoretry wrapper would retry by today's code; the row's policy, made from the same
         # settings at submission, decides instead.
         run: Any = getattr(self, "_orig_run", self.run)
-        return self.cloacina.settler.run(self, lambda: run(*args, **kwargs))
+
+        def body() -> Any:
+            self.before_start_of_user(request.id, args, kwargs)
+            return run(*args, **kwargs)
+
+        return self.cloacina.settler.run(self, body)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Have a ``before_start`` of the user's run inside the attempt: what it raises is settled by policy."""
+        if cls.before_start is not Task.before_start:
+            cls.before_start_of_user = cls.before_start  # type: ignore[method-assign]
+            cls.before_start = Task.before_start
+
+    def before_start_of_user(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Do nothing: the task has no ``before_start`` of its own."""
 
     @classmethod
     def retry_policy_of(cls, task: DurableTask) -> RetryPolicy:
@@ -148,10 +166,38 @@ class DurableTask(Task):
         backend = cloacina.backend_for(cloacina.locate(task_id) or bound_tenant())
         return DurableResult(task_id, backend=backend, task_name=self.name, app=self.app, **kwargs)
 
+    def replace(self, sig: Any) -> Any:
+        """Let another call, or a canvas, take over this execution's id and answer for it."""
+        # Celery collects a group's results in a plain task of its own; a row's id must go to a durable one.
+        if isinstance(sig, group):
+            sig |= self.app.tasks[ACCUMULATE_TASK].s(index=0)
+        elif isinstance(sig, _chain) and sig.tasks and isinstance(sig.tasks[-1], group):
+            sig.tasks = [*sig.tasks[:-1], sig.tasks[-1] | self.app.tasks[ACCUMULATE_TASK].s(index=0)]
+        return super().replace(sig)
+
     def on_replace(self, sig: Any) -> Any:
         """Keep the replacement for the settlement, so that it is submitted with it or not at all."""
         attempt = current_attempt()
         if attempt is None or self.request.is_eager:
             return super().on_replace(sig)
+        for call in _calls_in(sig):
+            if call.options.get("task_id") == attempt.id and not self.cloacina.is_durable(
+                call.task, call.options
+            ):
+                raise InvalidPayload(
+                    f"{self.name} cannot be replaced by {call.task}, which is not a durable task and would "
+                    "never settle this execution: make it one, or call it from here"
+                )
         attempt.replacement = sig
         raise Ignore("Replaced by new task")
+
+
+def _calls_in(sig: Any) -> Iterator[Any]:
+    # Of a chord the body has the id, of a group nobody.
+    if isinstance(sig, chord):
+        yield from _calls_in(sig.body)
+    elif isinstance(sig, _chain):
+        for step in sig.tasks:
+            yield from _calls_in(step)
+    else:
+        yield sig

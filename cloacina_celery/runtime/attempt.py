@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from cloacina_celery.core.lifecycle import State
@@ -83,4 +84,8 @@ class Attempt:
         """Roll the attempt's effects back and give the connection back."""
         if self.session is not None:
             session, self.session = self.session, None
-            session.close()
+            try:
+                session.close()
+            except DBAPIError:
+                # It cannot even roll back: the connection is gone, and its transaction with it.
+                session.invalidate()

@@ -109,6 +109,16 @@ def bind_attempt(attempt: Attempt) -> Iterator[None]:
 def bind_unit(unit: Unit) -> Iterator[None]:
     """Let submissions in the block join the transaction."""
     token = _unit.set(unit)
+@contextmanager
+def leave_attempt() -> Iterator[None]:
+    """Run the block outside of any attempt, for the same tenant and in the same open transaction."""
+    token = _attempt.set(None)
+    try:
+        yield
+    finally:
+        _attempt.reset(token)
+
+
     try:
         yield
     finally:
