@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\s*$")
 _FILE = re.compile(r"^# (?P<name>\w+\.py)$")
-_PRINTED = re.compile(r"^\s*print\(.*\)  # (?P<output>.+)$")
+_PRINTED = re.compile(r"^.*\bprint\(.*\)  # (?P<output>.+)$")
 _SEPARATOR = re.compile(r"^[\s|:-]+$")
 
 
