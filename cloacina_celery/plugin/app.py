@@ -14,11 +14,17 @@ from celery import Celery
 from sqlalchemy.orm import Session
 
 from cloacina_celery.core.retry import RetryPolicy
-from cloacina_celery.core.settings import Settings
+from cloacina_celery.core.settings import MAX_INTEGER, Settings, check_names
 from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
-from cloacina_celery.errors import InvalidTenantName, SettingsError, TenantMismatch, UnknownTenant
+from cloacina_celery.errors import (
+    InvalidPayload,
+    InvalidTenantName,
+    SettingsError,
+    TenantMismatch,
+    UnknownTenant,
+)
 from cloacina_celery.plugin import amqp, control
-from cloacina_celery.plugin.api import Executions, Tenants
+from cloacina_celery.plugin.api import Executions, Tenants, is_text
 from cloacina_celery.plugin.envelope import TENANT_HEADER, Envelope
 from cloacina_celery.plugin.results import DurableBackend, DurableResult
 from cloacina_celery.plugin.settler import Settler
@@ -38,7 +44,7 @@ from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.runtime.threads import let_threads_inherit
 from cloacina_celery.runtime.units import SessionUnit
 from cloacina_celery.store import catalog, executions, migrate, queries
-from cloacina_celery.store.database import Database
+from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
 from cloacina_celery.store.recovery import Recovered
 from cloacina_celery.store.sessions import TenantSession
 
@@ -71,6 +77,7 @@ class Cloacina:
     def __init__(
         self, app: Celery | None = None, *, database_url: str | None = None, **settings: Any
     ) -> None:
+        check_names(settings)
         self._overrides: dict[str, Any] = {"database_url": database_url, **settings}
         self._app: Celery | None = None
         self._settings: Settings | None = None
@@ -93,8 +100,10 @@ class Cloacina:
         """Install on an app.
 
         Raises:
-            SettingsError: another plugin instance is installed on it, or this one on another app.
+            SettingsError: it is no Celery app, another plugin instance is installed on it, or this one on another.
         """
+        if not isinstance(app, Celery):
+            raise SettingsError(f"Cloacina is installed on a Celery app, not on {app!r}: write Cloacina(app)")
         if self._app is app:
             return
         if self._app is not None or getattr(app, "cloacina", None) is not None:
@@ -186,10 +195,10 @@ class Cloacina:
             SettingsError: ``base`` is not a `DurableTask`, or an argument is of the wrong kind.
         """
         options.setdefault("base", DurableTask)
-        if not issubclass(options["base"], DurableTask):
-            raise SettingsError(
-                f"base={options['base'].__name__} of a durable task must derive from DurableTask"
-            )
+        base = options["base"]
+        if not isinstance(base, type) or not issubclass(base, DurableTask):
+            name = base.__name__ if isinstance(base, type) else repr(base)
+            raise SettingsError(f"base={name} of a durable task must derive from DurableTask")
         _check_task_options(retry, max_recoveries)
         if retry is None and not options.get("autoretry_for"):
             retry = RetryPolicy()
@@ -225,43 +234,49 @@ class Cloacina:
             TenantMismatch: a durable task named another tenant than its own.
         """
         attempt = current_attempt()
-        if attempt is not None and tenant in (None, attempt.tenant) and bound_tenant() == attempt.tenant:
+        if attempt is not None and attempt.tenant == (bound_tenant() if tenant is None else tenant):
             return attempt.open_session()
         if attempt is not None and tenant is not None:
             raise TenantMismatch(
                 f"a task of tenant {attempt.tenant!r} opened a session of tenant {tenant!r}: submit a task for "
                 "that tenant instead"
             )
-        return self._own_session(tenant or require_tenant("session()"))
+        return self._own_session(require_tenant("session()") if tenant is None else tenant)
 
     @contextmanager
     def _own_session(self, tenant: str) -> Iterator[Session]:
-        if not self.knows(tenant):
-            raise UnknownTenant(tenant)
+        self.require_known(tenant)
         with (
             bind_tenant(tenant),
             TenantSession(self.database, tenant) as session,
-            session.begin(),
             bind_unit(SessionUnit(session, tenant)),
         ):
             yield session
+            # Not by session.begin(): with that, a commit in the middle of the block would end the block's session.
+            session.commit()
 
     def executions(self, tenant: str | None = None) -> Executions:
         """Return the executions of a tenant, to look at and to act on."""
-        name = tenant or require_tenant("executions()")
-        if not self.knows(name):
-            raise UnknownTenant(name)
+        name = require_tenant("executions()") if tenant is None else tenant
+        self.require_known(name)
         return Executions(self, name)
 
     def execution_id(self, idempotency_key: str, *, tenant: str | None = None) -> str:
         """Return the id that the execution of this key has in the tenant, whether it exists yet or not."""
-        return id_for_key(tenant or require_tenant("execution_id()"), idempotency_key)
+        name = require_tenant("execution_id()") if tenant is None else tenant
+        return id_for_key(validate_tenant_name(name, allow_legacy=True), idempotency_key)
 
     def result(self, execution_id: str, *, tenant: str | None = None) -> Any:
-        """Return the result object of an execution by its id."""
-        return DurableResult(
-            execution_id, backend=self.backend_for(tenant or require_tenant("result()")), app=self.app
-        )
+        """Return the result object of an execution by its id.
+
+        Raises:
+            InvalidPayload: it cannot be an execution's id.
+        """
+        if not is_text(execution_id):
+            raise InvalidPayload(f"an execution's id is a non-empty string, not {execution_id!r}")
+        name = require_tenant("result()") if tenant is None else tenant
+        backend = self.backend_for(validate_tenant_name(name, allow_legacy=True))
+        return DurableResult(execution_id, backend=backend, app=self.app)
 
     def sweep(self) -> int:
         """Sweep all tenants now, in this process; return how many executions were touched."""
@@ -290,6 +305,31 @@ class Cloacina:
             return True
         self._unknown_until[tenant] = time.monotonic() + UNKNOWN_FOR
         return False
+
+    def require_known(self, tenant: str) -> None:
+        """Do nothing if the catalog knows the tenant.
+
+        Raises:
+            InvalidTenantName: no tenant can have this name.
+            UnknownTenant: none has it.
+        """
+        validate_tenant_name(tenant, allow_legacy=True)
+        if not self.knows(tenant):
+            raise UnknownTenant(tenant)
+
+    @contextmanager
+    def rows(self, tenant: str) -> Iterator[Cursor]:
+        """Lend a cursor for statements on one tenant's rows, each of which commits by itself.
+
+        Raises:
+            UnknownTenant: another process has dropped the tenant since we looked.
+        """
+        try:
+            with self.database.statement() as cursor:
+                yield cursor
+        except (UndefinedTable, InvalidSchemaName) as error:
+            self.forget_tenant(tenant)
+            raise UnknownTenant(tenant) from error
 
     def learn_tenant(self, tenant: str) -> None:
         """Remember that the tenant exists."""
@@ -461,6 +501,8 @@ def _check_task_options(retry: object, max_recoveries: object) -> None:
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise SettingsError(f"retry= takes a RetryPolicy, not {retry!r}")
     if max_recoveries is not None and (
-        not isinstance(max_recoveries, int) or isinstance(max_recoveries, bool) or max_recoveries < 0
+        not isinstance(max_recoveries, int)
+        or isinstance(max_recoveries, bool)
+        or not 0 <= max_recoveries <= MAX_INTEGER
     ):
         raise SettingsError(f"max_recoveries= takes a whole number of at least 0, not {max_recoveries!r}")

@@ -74,7 +74,7 @@ class DurableBackend(SyncBackendMixin, Backend):
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         tenant = self._tenant_of(task_id)
-        with self._cloacina.database.statement() as cursor:
+        with self._cloacina.rows(tenant) as cursor:
             found = queries.outcome(cursor, tenant, task_id)
         if found is None:
             return {
@@ -124,8 +124,9 @@ class DurableBackend(SyncBackendMixin, Backend):
 
     def cancel(self, task_id: str) -> None:
         """End the execution if it has not ended."""
-        with self._cloacina.database.statement() as cursor:
-            queries.cancel(cursor, self._tenant_of(task_id), task_id, reason="revoked")
+        tenant = self._tenant_of(task_id)
+        with self._cloacina.rows(tenant) as cursor:
+            queries.cancel(cursor, tenant, task_id, reason="revoked")
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the attempt settled its row before Celery came here."""

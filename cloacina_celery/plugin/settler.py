@@ -120,8 +120,7 @@ class Settler:
                 f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
                 "messages travel in the queue of its name only"
             )
-        if not self._cloacina.knows(tenant):
-            raise UnknownTenant(tenant)
+        self._cloacina.require_known(tenant)
 
     def _run_claimed(self, task: DurableTask, attempt: Attempt, body: Body) -> Any:
         try:
