@@ -54,7 +54,7 @@ class Block:
 def documents() -> list[Path]:
     """List every document that users read."""
     top = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
-    return top + sorted((ROOT / "docs").rglob("*.md"))
+    return top + sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "examples").rglob("*.md"))
 
 
 def blocks(document: Path) -> list[Block]:
