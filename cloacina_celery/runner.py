@@ -52,8 +52,11 @@ class Runner:
         max_concurrent_tasks: int = 4,
         enable_recovery: bool = True,
     ) -> None:
-        if max_concurrent_tasks < 1:
-            raise SettingsError(f"max_concurrent_tasks must be at least 1, not {max_concurrent_tasks}")
+        threads: object = max_concurrent_tasks
+        if not isinstance(threads, int) or threads < 1:
+            raise SettingsError(
+                f"max_concurrent_tasks is a whole number of at least 1, not {max_concurrent_tasks!r}"
+            )
         self.app: Celery = app if app is not None else current_app._get_current_object()
         self.tenant = schema
         self.cloacina = _plugin_of(self.app, database_url)

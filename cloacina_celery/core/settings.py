@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -97,6 +97,17 @@ class Settings:
             if not values.get(name) and os.environ.get(variable):
                 values[name] = os.environ[variable]
         return cls(**values)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Do nothing if all of them are names of settings.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    known = {spec.name for spec in fields(Settings)}
+    for name in names:
+        _refuse_unknown(name, known, "")
 
 
 def _refuse_unknown(name: str, known: set[str], prefix: str) -> None:

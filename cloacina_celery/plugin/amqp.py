@@ -10,7 +10,7 @@ from celery.utils.imports import symbol_by_name
 
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.submitter import OWN_OPTIONS
-from cloacina_celery.plugin.task import DurableTask
+from cloacina_celery.plugin.task import is_durable
 from cloacina_celery.runtime.context import current_unit
 
 if TYPE_CHECKING:
@@ -65,12 +65,6 @@ class DurableAMQP:
             return send(producer, name, message, **options)
 
         return send_task_message
-
-
-def is_durable(app: Celery, name: str, options: dict[str, Any]) -> bool:
-    """Tell whether a message is a durable call: by its task, or, where that is elsewhere, by its tenant."""
-    task = app._tasks.get(name)
-    return isinstance(task, DurableTask) or (task is None and options.get("tenant") is not None)
 
 
 def install(app: Celery, parts: Parts) -> None:

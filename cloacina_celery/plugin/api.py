@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.lifecycle import State
+from cloacina_celery.core.settings import MAX_INTEGER
 from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
-from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, TransitionRefused
+from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, InvalidTenantName, TransitionRefused
 from cloacina_celery.store import catalog, migrate, queries
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.queries import Event, Execution
@@ -37,6 +38,8 @@ class Tenants:
             SchemaMismatch: the tenant is there at another revision.
         """
         validate_tenant_name(name, allow_legacy=legacy)
+        if name == self._kernel.settings.control_queue:
+            raise InvalidTenantName(name, "it is the control queue, which every worker consumes; choose another")
         is_new = catalog.create(self._kernel.database, name, legacy=legacy)
         self._kernel.tenants.learn(name)
         if is_new:
@@ -91,7 +94,9 @@ class Executions:
         Raises:
             ExecutionNotFound: the tenant has none of this id.
         """
-        with self._kernel.database.statement() as cursor:
+        if not is_text(execution_id):
+            raise ExecutionNotFound(self.tenant, execution_id)
+        with self._kernel.rows(self.tenant) as cursor:
             found = queries.get(cursor, self.tenant, execution_id)
         if found is None:
             raise ExecutionNotFound(self.tenant, execution_id)
@@ -101,18 +106,22 @@ class Executions:
         """List executions, newest first.
 
         Raises:
-            InvalidPayload: there is no such state.
+            InvalidPayload: there is no such state, task name or limit.
         """
-        if state is not None and state not in set(State):
+        if state is not None and state not in list(State):
             raise InvalidPayload(f"unknown state {state!r}: one of {', '.join(State)}")
-        with self._kernel.database.statement() as cursor:
+        if task is not None:
+            _check_text("task", task)
+        if not _is_count(limit):
+            raise InvalidPayload(f"limit is a whole number of at least 1, not {limit!r}")
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.list_(
                 cursor, self.tenant, state=State(state) if state else None, task=task, limit=limit
             )
 
     def count(self) -> dict[State, int]:
         """Count executions by state."""
-        with self._kernel.database.statement() as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.count(cursor, self.tenant)
 
     def history(self, execution_id: str) -> builtins.list[Event]:
@@ -122,7 +131,7 @@ class Executions:
             ExecutionNotFound: the tenant has none of this id.
         """
         self.get(execution_id)
-        with self._kernel.database.statement() as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.history(cursor, self.tenant, execution_id)
 
     def cancel(self, execution_id: str, *, reason: str = "cancelled by an operator") -> Execution:
@@ -132,7 +141,9 @@ class Executions:
             ExecutionNotFound: the tenant has none of this id.
             TransitionRefused: it has ended already.
         """
-        with self._kernel.database.statement() as cursor:
+        self.get(execution_id)
+        _check_text("reason", reason)
+        with self._kernel.rows(self.tenant) as cursor:
             is_cancelled = queries.cancel(cursor, self.tenant, execution_id, reason=reason)
         found = self.get(execution_id)
         if not is_cancelled:
@@ -148,7 +159,9 @@ class Executions:
             ExecutionNotFound: the tenant has none of this id.
             TransitionRefused: it is in another state.
         """
-        with self._kernel.database.statement() as cursor:
+        self.get(execution_id)
+        _check_text("reason", reason)
+        with self._kernel.rows(self.tenant) as cursor:
             ring = queries.requeue(cursor, self.tenant, execution_id, reason=reason)
         found = self.get(execution_id)
         if ring is None:
@@ -160,3 +173,17 @@ class Executions:
             raise TransitionRefused(execution_id, found.state, "requeue", hint)
         self._publisher.publish_rings([ring])
         return found
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a column can hold the value as a text that says something."""
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER
+
+
+def _check_text(name: str, value: object) -> None:
+    if not is_text(value):
+        raise InvalidPayload(f"{name} is a non-empty string without NUL characters, not {value!r}")

@@ -10,11 +10,11 @@ from celery import Celery
 from sqlalchemy.orm import Session
 
 from cloacina_celery.core.retry import RetryPolicy
-from cloacina_celery.core.settings import Settings
+from cloacina_celery.core.settings import MAX_INTEGER, Settings, check_names
 from cloacina_celery.core.tenant import validate_tenant_name
-from cloacina_celery.errors import SettingsError, TenantMismatch, UnknownTenant
+from cloacina_celery.errors import InvalidPayload, SettingsError, TenantMismatch
 from cloacina_celery.plugin import amqp, control
-from cloacina_celery.plugin.api import Executions, Tenants
+from cloacina_celery.plugin.api import Executions, Tenants, is_text
 from cloacina_celery.plugin.parts import Parts
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
@@ -53,6 +53,7 @@ class Cloacina:
     def __init__(
         self, app: Celery | None = None, *, database_url: str | None = None, **settings: Any
     ) -> None:
+        check_names(settings)
         self.parts = Parts.make({"database_url": database_url, **settings})
         self.tenants = Tenants(self.parts)
         if app is not None:
@@ -62,8 +63,10 @@ class Cloacina:
         """Install on an app.
 
         Raises:
-            SettingsError: another plugin instance is installed on it, or this one on another app.
+            SettingsError: it is no Celery app, another plugin instance is installed on it, or this one on another.
         """
+        if not isinstance(app, Celery):
+            raise SettingsError(f"Cloacina is installed on a Celery app, not on {app!r}: write Cloacina(app)")
         kernel = self.parts.kernel
         if kernel.is_installed and kernel.app is app:
             return
@@ -142,10 +145,10 @@ class Cloacina:
             SettingsError: ``base`` is not a `DurableTask`, or an argument is of the wrong kind.
         """
         options.setdefault("base", DurableTask)
-        if not issubclass(options["base"], DurableTask):
-            raise SettingsError(
-                f"base={options['base'].__name__} of a durable task must derive from DurableTask"
-            )
+        base = options["base"]
+        if not isinstance(base, type) or not issubclass(base, DurableTask):
+            name = base.__name__ if isinstance(base, type) else repr(base)
+            raise SettingsError(f"base={name} of a durable task must derive from DurableTask")
         _check_task_options(retry, max_recoveries)
         if retry is None and not options.get("autoretry_for"):
             retry = RetryPolicy()
@@ -181,43 +184,49 @@ class Cloacina:
             TenantMismatch: a durable task named another tenant than its own.
         """
         attempt = current_attempt()
-        if attempt is not None and tenant in (None, attempt.tenant) and bound_tenant() == attempt.tenant:
+        if attempt is not None and attempt.tenant == (bound_tenant() if tenant is None else tenant):
             return attempt.open_session()
         if attempt is not None and tenant is not None:
             raise TenantMismatch(
                 f"a task of tenant {attempt.tenant!r} opened a session of tenant {tenant!r}: submit a task for "
                 "that tenant instead"
             )
-        return self._own_session(tenant or require_tenant("session()"))
+        return self._own_session(require_tenant("session()") if tenant is None else tenant)
 
     @contextmanager
     def _own_session(self, tenant: str) -> Iterator[Session]:
-        if not self.parts.kernel.tenants.knows(tenant):
-            raise UnknownTenant(tenant)
+        self.parts.kernel.tenants.require(tenant)
         with (
             bind_tenant(tenant),
             TenantSession(self.database, tenant) as session,
-            session.begin(),
             bind_unit(SessionUnit(session, tenant)),
         ):
             yield session
+            # Not by session.begin(): with that, a commit in the middle of the block would end the block's session.
+            session.commit()
 
     def executions(self, tenant: str | None = None) -> Executions:
         """Return the executions of a tenant, to look at and to act on."""
-        name = tenant or require_tenant("executions()")
-        if not self.parts.kernel.tenants.knows(name):
-            raise UnknownTenant(name)
+        name = require_tenant("executions()") if tenant is None else tenant
+        self.parts.kernel.tenants.require(name)
         return Executions(self.parts, name)
 
     def execution_id(self, idempotency_key: str, *, tenant: str | None = None) -> str:
         """Return the id that the execution of this key has in the tenant, whether it exists yet or not."""
-        return id_for_key(tenant or require_tenant("execution_id()"), idempotency_key)
+        name = require_tenant("execution_id()") if tenant is None else tenant
+        return id_for_key(validate_tenant_name(name, allow_legacy=True), idempotency_key)
 
     def result(self, execution_id: str, *, tenant: str | None = None) -> Any:
-        """Return the result object of an execution by its id."""
-        return DurableResult(
-            execution_id, backend=self.parts.backends.of(tenant or require_tenant("result()")), app=self.app
-        )
+        """Return the result object of an execution by its id.
+
+        Raises:
+            InvalidPayload: it cannot be an execution's id.
+        """
+        if not is_text(execution_id):
+            raise InvalidPayload(f"an execution's id is a non-empty string, not {execution_id!r}")
+        name = require_tenant("result()") if tenant is None else tenant
+        backend = self.parts.backends.of(validate_tenant_name(name, allow_legacy=True))
+        return DurableResult(execution_id, backend=backend, app=self.app)
 
     def sweep(self) -> int:
         """Sweep all tenants now, in this process; return how many executions were touched."""
@@ -231,6 +240,8 @@ def _check_task_options(retry: object, max_recoveries: object) -> None:
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise SettingsError(f"retry= takes a RetryPolicy, not {retry!r}")
     if max_recoveries is not None and (
-        not isinstance(max_recoveries, int) or isinstance(max_recoveries, bool) or max_recoveries < 0
+        not isinstance(max_recoveries, int)
+        or isinstance(max_recoveries, bool)
+        or not 0 <= max_recoveries <= MAX_INTEGER
     ):
         raise SettingsError(f"max_recoveries= takes a whole number of at least 0, not {max_recoveries!r}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery.app import backends
+from celery.result import ResultSet
 
+from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.results import DurableResult
 
 if TYPE_CHECKING:
@@ -48,10 +51,34 @@ class AppBackend:
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
         """Let a chord of durable tasks be counted by their rows."""
         group_id, results = header_result_args[0], header_result_args[1]
-        if any(_is_durable(result) for result in results):
+        plain = [result for result in _leaves(results) if not isinstance(result, DurableResult)]
+        if plain and any(_is_durable(result) for result in results):
+            raise InvalidPayload(
+                f"{len(plain)} of the {len(list(_leaves(results)))} tasks in a chord's header are plain and the "
+                "others durable; the rows cannot count what has none: make all of them durable, or none"
+            )
+        if results and not plain:
             self._kernel.chord_sizes.expect(group_id)
             return None
         return self._original.apply_chord(header_result_args, body, **kwargs)
+
+    def ensure_chords_allowed(self) -> None:
+        """Allow them: those of durable tasks need no backend, for others it is asked when they start."""
+
+    def iter_native(self, result: Any, **kwargs: Any) -> Any:
+        """Wait for each result where it is kept, if some of a group's are in rows."""
+        if not any(_is_durable(one) for one in result.results):
+            return self._original.iter_native(result, **kwargs)
+        return self._iter_each(result.results, kwargs.get("timeout"))
+
+    @staticmethod
+    def _iter_each(results: Any, timeout: float | None) -> Any:
+        for one in results:
+            if isinstance(one, ResultSet):
+                yield one.id, one.results
+                continue
+            one.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
+            yield one.id, one._get_task_meta()
 
     def set_chord_size(self, group_id: str, size: int) -> Any:
         """Enter the size of a durable chord with the submission of its last member."""
@@ -65,3 +92,11 @@ def _is_durable(result: Any) -> bool:
     return isinstance(result, DurableResult) or any(
         _is_durable(child) for child in getattr(result, "results", ())
     )
+
+
+def _leaves(results: Any) -> Iterator[Any]:
+    for result in results:
+        if isinstance(result, ResultSet):
+            yield from _leaves(result.results)
+        else:
+            yield result

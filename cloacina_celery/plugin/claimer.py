@@ -90,5 +90,4 @@ class Claimer:
                 f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
                 "messages travel in the queue of its name only"
             )
-        if not self._kernel.tenants.knows(tenant):
-            raise UnknownTenant(tenant)
+        self._kernel.tenants.require(tenant)

@@ -8,6 +8,7 @@ from celery import Task, signals
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.plugin.doorbell import DoorbellStep
+from cloacina_celery.plugin.task import ACCUMULATE_TASK, DurableTask
 from cloacina_celery.plugin.worker import KeeperStep
 from cloacina_celery.telemetry import logger
 
@@ -49,6 +50,11 @@ def install(app: Celery, parts: Parts) -> None:
     def sweep() -> int:
         """Sweep all tenants here and now, where the task is called without a worker."""
         return parts.recovery.reaper().sweep_all()
+
+    @app.task(name=ACCUMULATE_TASK, base=DurableTask, shared=False)
+    def accumulate(*results: Any, index: int | None = None) -> Any:
+        """Answer with a replaced group's results: Celery's task of that name, as an execution."""
+        return results if index is None else results[index]
 
     app.steps["worker"].add(KeeperStep)
     app.steps["consumer"].add(DoorbellStep)

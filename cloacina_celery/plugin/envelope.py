@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from cloacina_celery.errors import InvalidPayload
 TENANT_HEADER = "cloacina_tenant"
 ATTEMPT_HEADER = "cloacina_attempt"
 KEY_HEADER = "cloacina_idempotency_key"
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""A NUL's escape; after an escaped backslash the same characters are a text about one."""
 
 _TRANSIENT_HEADERS = ("eta", "cloacina_delay", "cloacina_eta")
 
@@ -62,7 +66,7 @@ def dump_json(value: Any, what: str) -> str:
         raise InvalidPayload(
             f"{what} cannot be carried by JSON ({error}): pass plain values, such as an id instead of an object"
         ) from error
-    if "\\u0000" in dumped:
+    if "\\u0000" in dumped and _NUL.search(dumped):
         raise InvalidPayload(f"{what} contain a NUL character, which Postgres cannot store: remove it")
     return dumped
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.core.settings import Settings
-from cloacina_celery.errors import SettingsError
+from cloacina_celery.errors import SettingsError, UnknownTenant
 from cloacina_celery.plugin.memory import ChordSizes, LastMessage, Locations, TenantDirectory
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.store import catalog
-from cloacina_celery.store.database import Database
+from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
 
 NO_RETRY = RetryPolicy(max_attempts=1)
 
@@ -90,6 +91,20 @@ class Kernel:
                 prepared_statements=settings.prepared_statements,
             )
         return self._database
+
+    @contextmanager
+    def rows(self, tenant: str) -> Iterator[Cursor]:
+        """Lend a cursor for statements on one tenant's rows, each of which commits by itself.
+
+        Raises:
+            UnknownTenant: another process has dropped the tenant since we looked.
+        """
+        try:
+            with self.database.statement() as cursor:
+                yield cursor
+        except (UndefinedTable, InvalidSchemaName) as error:
+            self.tenants.forget(tenant)
+            raise UnknownTenant(tenant) from error
 
     @property
     def send(self) -> Callable[..., Any]:

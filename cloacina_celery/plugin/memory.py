@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from cloacina_celery.core.tenant import validate_tenant_name
-from cloacina_celery.errors import InvalidTenantName
+from cloacina_celery.errors import InvalidTenantName, UnknownTenant
 
 REMEMBERED = 10_000
 """Executions and chords that a process remembers; the oldest are forgotten first."""
@@ -44,6 +44,17 @@ class TenantDirectory:
             return True
         self._unknown_until[name] = time.monotonic() + UNKNOWN_FOR
         return False
+
+    def require(self, name: str) -> None:
+        """Do nothing if a tenant exists.
+
+        Raises:
+            InvalidTenantName: no tenant can have this name.
+            UnknownTenant: none has it.
+        """
+        validate_tenant_name(name, allow_legacy=True)
+        if not self.knows(name):
+            raise UnknownTenant(name)
 
     def learn(self, name: str) -> None:
         """Remember that the tenant exists."""

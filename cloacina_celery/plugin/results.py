@@ -16,7 +16,7 @@ from kombu.utils.uuid import uuid
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.errors import TenantNotBound
 from cloacina_celery.plugin.envelope import load_json
-from cloacina_celery.runtime.context import bound_tenant, current_unit
+from cloacina_celery.runtime.context import bound_tenant, current_unit, leave_attempt
 from cloacina_celery.store import chords, executions, queries
 from cloacina_celery.store.executions import Submission
 
@@ -78,7 +78,7 @@ class DurableBackend(SyncBackendMixin, Backend):
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         tenant = self._tenant_of(task_id)
-        with self._kernel.database.statement() as cursor:
+        with self._kernel.rows(tenant) as cursor:
             found = queries.outcome(cursor, tenant, task_id)
         if found is None:
             return {
@@ -128,8 +128,9 @@ class DurableBackend(SyncBackendMixin, Backend):
 
     def cancel(self, task_id: str) -> None:
         """End the execution if it has not ended."""
-        with self._kernel.database.statement() as cursor:
-            queries.cancel(cursor, self._tenant_of(task_id), task_id, reason="revoked")
+        tenant = self._tenant_of(task_id)
+        with self._kernel.rows(tenant) as cursor:
+            queries.cancel(cursor, tenant, task_id, reason="revoked")
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the attempt settled its row before Celery came here."""
@@ -157,6 +158,12 @@ class DurableBackend(SyncBackendMixin, Backend):
         super().mark_as_failure(
             request.id, error, traceback, request=request, store_result=True, call_errbacks=True
         )
+
+    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
+        # Celery calls an errback that takes the error here and now. Its session is its own then: the failed
+        # attempt's has been rolled back, and is not committed any more.
+        with leave_attempt():
+            super()._call_task_errbacks(request, exc, traceback)
 
     def store_result(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -23,9 +24,10 @@ from cloacina_celery.plugin.claimer import Claimer
 from cloacina_celery.plugin.envelope import dump_json
 from cloacina_celery.plugin.failures import describe_error, lineage_of, retry_after
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.runtime.context import Unit, bind_attempt, bind_unit
+from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import executions, queries
+from cloacina_celery.store.bounded import bound
 from cloacina_celery.store.database import Cursor, is_disconnect
 from cloacina_celery.telemetry import log
 
@@ -184,7 +186,9 @@ class Settler:
         attempt.discard_session()
         requested = attempt.requested_retry
         cause = retry.exc or retry
-        described = describe_error(task, cause, ExceptionInfo().traceback)
+        # self.retry(throw=False) raises nothing.
+        traceback = ExceptionInfo().traceback if sys.exc_info()[0] is not None else None
+        described = describe_error(task, cause, traceback)
         when = retry.when if requested is None else None
         delay = requested.delay if requested else when if isinstance(when, (int, float)) else None
         eta = requested.eta if requested else when if isinstance(when, datetime) else None
@@ -239,7 +243,8 @@ class Settler:
     ) -> None:
         """Settle an attempt whose hard time limit is over, from the worker's main process."""
         task = self._kernel.app.tasks[request.task]
-        with settlement(self._kernel.database, tenant) as unit:
+        with bind_tenant(tenant), settlement(self._kernel.database, tenant) as unit:
+            bound(unit.cursor())
             decision = executions.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
                 lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),

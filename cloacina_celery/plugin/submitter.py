@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
+from cloacina_celery.core.retry import MAX_DELAY
 from cloacina_celery.errors import (
     InvalidPayload,
     TenantMismatch,
@@ -38,8 +39,14 @@ _CANVAS_OPTIONS = ("exchange", "routing_key", "queue", "exchange_type", "declare
                    "confirm_timeout", "event_dispatcher")  # fmt: skip
 
 
-def id_for_key(tenant: str, key: str) -> str:
-    """Derive the one execution id that a key has in a tenant: so racing callers meet at the primary key."""
+def id_for_key(tenant: str, key: object) -> str:
+    """Derive the one execution id that a key has in a tenant: so racing callers meet at the primary key.
+
+    Raises:
+        InvalidPayload: the key is none.
+    """
+    if not isinstance(key, str) or not key:
+        raise InvalidPayload(f"idempotency_key is a non-empty string, not {key!r}")
     return str(uuid.uuid5(_KEY_NAMESPACE, f"{tenant}/{key}"))
 
 
@@ -54,7 +61,7 @@ class Submitter:
         """Insert the row of a durable call and publish its message, now or after the caller's commit."""
         headers, properties, body, sent_event = message
         headers.update(options.get("headers") or {})
-        delay = headers.pop("cloacina_delay", None)
+        delay = _seconds(headers.pop("cloacina_delay", None))
         eta = _aware(headers.pop("cloacina_eta", None), self._kernel.app.timezone)
         envelope = Envelope(headers, {**properties, **_properties(options)}, body)
         attempt = current_attempt()
@@ -64,6 +71,9 @@ class Submitter:
             return
         tenant, unit = self._place(name, options, headers)
         submission = self._submission(name, envelope, delay, eta, options)
+        if unit is not None:
+            # What leaves after the commit is what the row says, also if the caller changes a list meanwhile.
+            body = Envelope.load(submission.message).body
         self._kernel.locations.remember(submission.execution_id, tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
@@ -89,7 +99,7 @@ class Submitter:
             TenantMismatch: the queue is another tenant's.
             UnknownTenant: the catalog does not know it.
         """
-        tenant = explicit or bound_tenant()
+        tenant = bound_tenant() if explicit is None else explicit
         queue_name = getattr(queue, "name", queue)
         if (
             isinstance(queue_name, str)
@@ -104,8 +114,7 @@ class Submitter:
             tenant = queue_name
         if tenant is None:
             raise TenantNotBound(f"task {name}")
-        if not self._kernel.tenants.knows(tenant):
-            raise UnknownTenant(tenant)
+        self._kernel.tenants.require(tenant)
         return tenant
 
     def _place(self, name: str, options: dict[str, Any], headers: dict[str, Any]) -> tuple[str, Unit | None]:
@@ -117,6 +126,8 @@ class Submitter:
             )
         tenant = self.resolve_tenant(name, explicit, options.get("queue"))
         if session is not None:
+            if isinstance(session, scoped_session):
+                session = session()
             if not isinstance(session, Session):
                 raise InvalidPayload(f"session= takes a SQLAlchemy Session, not {type(session).__name__}")
             return tenant, SessionUnit(session, tenant)
@@ -153,7 +164,7 @@ class Submitter:
             message=envelope.dump(name),
             max_recoveries=self._kernel.max_recoveries_of(task),
             policy=self._kernel.stored_policy_of(task),
-            delay=None if delay is None else float(delay),
+            delay=delay,
             eta=eta if delay is None else None,
             group_id=envelope.headers.get("group") if in_chord else None,
             group_index=envelope.headers.get("group_index") if in_chord else None,
@@ -192,12 +203,23 @@ def _properties(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _seconds(countdown: object) -> float | None:
+    if countdown is None:
+        return None
+    is_number = isinstance(countdown, (int, float)) and not isinstance(countdown, bool)
+    if not is_number or not -MAX_DELAY <= countdown <= MAX_DELAY:  # type: ignore[operator]  # a number
+        raise InvalidPayload(f"countdown is a number of seconds, of ten years at the most, not {countdown!r}")
+    return float(countdown)  # type: ignore[arg-type]  # as above
+
+
 def _aware(eta: Any, timezone: Any) -> datetime | None:
     if eta is None:
         return None
-    if isinstance(eta, str):
-        eta = maybe_iso8601(eta)
-    if not isinstance(eta, datetime):
-        raise InvalidPayload(f"eta is a datetime, not {eta!r}")
-    aware: datetime = maybe_make_aware(eta, timezone)
+    try:
+        parsed = maybe_iso8601(eta) if isinstance(eta, str) else eta
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, datetime):
+        raise InvalidPayload(f"eta is a datetime or one in ISO 8601, not {eta!r}")
+    aware: datetime = maybe_make_aware(parsed, timezone)
     return aware

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
-from celery.exceptions import Ignore
+from celery import Task, chord, group
+from celery.canvas import _chain
+from celery.exceptions import Ignore, InvalidTaskError
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.errors import InvalidPayload, SettingsError
@@ -13,13 +15,17 @@ from cloacina_celery.plugin.envelope import KEY_HEADER
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
 from cloacina_celery.runtime.context import bind_tenant, bound_tenant, current_attempt
+from cloacina_celery.telemetry import log, logger
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from cloacina_celery.plugin.parts import Parts
     from cloacina_celery.plugin.results import DurableBackend
 
 
 UNLIMITED = 2**31 - 1
+ACCUMULATE_TASK = "cloacina.accumulate"
 
 
 class DurableTask(Task):
@@ -72,7 +78,46 @@ class DurableTask(Task):
         # Celery's autoretry wrapper would retry by today's code; the row's policy, made from the same
         # settings at submission, decides instead.
         run: Any = getattr(self, "_orig_run", self.run)
-        return self.parts.settler.run(self, lambda: run(*args, **kwargs))
+
+        def body() -> Any:
+            self.before_start_of_user(request.id, args, kwargs)
+            return run(*args, **kwargs)
+
+        return self.parts.settler.run(self, body)
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Return Celery's handler of this task's messages, which a message that nobody should have sent cannot stop."""
+        handle = super().start_strategy(app, consumer, **kwargs)
+        broker_trouble = (*consumer.connection_errors, *consumer.connection.channel_errors)
+
+        def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> Any:
+            try:
+                _check_time_limit(message.headers.get("timelimit"))
+                return handle(message, body, ack, reject, callbacks, **options)
+            except broker_trouble:
+                raise
+            except Exception as error:  # noqa: BLE001  # Celery unpacks what it is sent, whatever it is
+                log(
+                    "message.refused",
+                    execution_id=message.headers.get("id"),
+                    task=self.name,
+                    error=repr(error),
+                )
+                if not message.acknowledged:
+                    reject(logger, consumer.connection_errors)
+                return None
+
+        return guarded
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Have a ``before_start`` of the user's run inside the attempt: what it raises is settled by policy."""
+        if cls.before_start is not Task.before_start:
+            cls.before_start_of_user = cls.before_start  # type: ignore[method-assign]
+            cls.before_start = Task.before_start
+
+    def before_start_of_user(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Do nothing: the task has no ``before_start`` of its own."""
 
     @property
     def effective_retry_policy(self) -> RetryPolicy:
@@ -148,10 +193,56 @@ class DurableTask(Task):
         backend = parts.backends.of(parts.kernel.locations.find(task_id) or bound_tenant())
         return DurableResult(task_id, backend=backend, task_name=self.name, app=self.app, **kwargs)
 
+    def replace(self, sig: Any) -> Any:
+        """Let another call, or a canvas, take over this execution's id and answer for it."""
+        # Celery collects a group's results in a plain task of its own; a row's id must go to a durable one.
+        if isinstance(sig, group):
+            sig |= self.app.tasks[ACCUMULATE_TASK].s(index=0)
+        elif isinstance(sig, _chain) and sig.tasks and isinstance(sig.tasks[-1], group):
+            sig.tasks = [*sig.tasks[:-1], sig.tasks[-1] | self.app.tasks[ACCUMULATE_TASK].s(index=0)]
+        return super().replace(sig)
+
     def on_replace(self, sig: Any) -> Any:
         """Keep the replacement for the settlement, so that it is submitted with it or not at all."""
         attempt = current_attempt()
         if attempt is None or self.request.is_eager:
             return super().on_replace(sig)
+        for call in _calls_in(sig):
+            if call.options.get("task_id") == attempt.id and not is_durable(
+                self.app, call.task, call.options
+            ):
+                raise InvalidPayload(
+                    f"{self.name} cannot be replaced by {call.task}, which is not a durable task and would "
+                    "never settle this execution: make it one, or call it from here"
+                )
         attempt.replacement = sig
         raise Ignore("Replaced by new task")
+
+
+def _check_time_limit(limits: object) -> None:
+    # Celery would find out when the task has its slot already, and never give the slot back.
+    if limits is None:
+        return
+    if (
+        not isinstance(limits, (list, tuple))
+        or len(limits) != 2
+        or not all(limit is None or isinstance(limit, (int, float)) for limit in limits)
+    ):
+        raise InvalidTaskError(f"timelimit is a pair of seconds, not {limits!r}")
+
+
+def is_durable(app: Celery, name: str, options: dict[str, Any]) -> bool:
+    """Tell whether a message is a durable call: by its task, or, where that is elsewhere, by its tenant."""
+    task = app._tasks.get(name)
+    return isinstance(task, DurableTask) or (task is None and options.get("tenant") is not None)
+
+
+def _calls_in(sig: Any) -> Iterator[Any]:
+    # Of a chord the body has the id, of a group nobody.
+    if isinstance(sig, chord):
+        yield from _calls_in(sig.body)
+    elif isinstance(sig, _chain):
+        for step in sig.tasks:
+            yield from _calls_in(step)
+    else:
+        yield sig

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -90,7 +90,7 @@ class TypedTask(Protocol[P, R_co]):
         *,
         tenant: str | None = None,
         idempotency_key: str | None = None,
-        session: Session | None = None,
+        session: Session | scoped_session[Any] | None = None,
         countdown: float | None = None,
         eta: datetime | str | None = None,
         expires: float | datetime | str | None = None,

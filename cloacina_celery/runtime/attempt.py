@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from cloacina_celery.core.lifecycle import State
+from cloacina_celery.errors import LeaseLost
 from cloacina_celery.runtime.context import bind_unit
 from cloacina_celery.runtime.units import SessionUnit
 from cloacina_celery.store import queries
@@ -41,6 +43,7 @@ class Attempt:
     session: TenantSession | None = field(default=None, repr=False)
     requested_retry: RequestedRetry | None = field(default=None, repr=False)
     replacement: Any = field(default=None, repr=False)
+    is_over: bool = field(default=False, repr=False)
 
     @property
     def is_recovery(self) -> bool:
@@ -59,7 +62,12 @@ class Attempt:
         """Lend the attempt's one session; its transaction commits with the settlement.
 
         A block that raises takes its own work back and leaves that of earlier blocks.
+
+        Raises:
+            LeaseLost: the attempt is over, and nobody would commit what is written; something outlived it.
         """
+        if self.is_over:
+            raise LeaseLost(self.tenant, self.id, self.attempt)
         if self.session is None:
             self.session = TenantSession(self.database, self.tenant)
         session = self.session
@@ -80,7 +88,12 @@ class Attempt:
                 savepoint.commit()
 
     def discard_session(self) -> None:
-        """Roll the attempt's effects back and give the connection back."""
+        """End the attempt: what it did and has not committed is rolled back, its connection given back."""
+        self.is_over = True
         if self.session is not None:
             session, self.session = self.session, None
-            session.close()
+            try:
+                session.close()
+            except DBAPIError:
+                # It cannot even roll back: the connection is gone, and its transaction with it.
+                session.invalidate()

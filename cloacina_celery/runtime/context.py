@@ -21,6 +21,9 @@ class Unit(Protocol):
     def tenant(self) -> str:
         """The tenant whose rows the transaction writes."""
 
+    is_open: bool
+    """Whether its block is still running: what outlives the block must not write into a transaction that is over."""
+
     @property
     def is_settlement(self) -> bool:
         """Whether the transaction settles an attempt: then even plain messages wait for its commit."""
@@ -62,7 +65,8 @@ def current_attempt() -> Attempt | None:
 
 def current_unit() -> Unit | None:
     """Return the open transaction that submissions join, if any."""
-    return _unit.get()
+    unit = _unit.get()
+    return unit if unit is not None and unit.is_open else None
 
 
 def current_worker_id() -> int | None:
@@ -106,10 +110,21 @@ def bind_attempt(attempt: Attempt) -> Iterator[None]:
 
 
 @contextmanager
+def leave_attempt() -> Iterator[None]:
+    """Run the block outside of any attempt, for the same tenant and in the same open transaction."""
+    token = _attempt.set(None)
+    try:
+        yield
+    finally:
+        _attempt.reset(token)
+
+
+@contextmanager
 def bind_unit(unit: Unit) -> Iterator[None]:
-    """Let submissions in the block join the transaction."""
+    """Let submissions in the block join the transaction, and those of an asyncio task that outlives it not."""
     token = _unit.set(unit)
     try:
         yield
     finally:
+        unit.is_open = False
         _unit.reset(token)

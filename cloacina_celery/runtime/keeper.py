@@ -78,6 +78,7 @@ class Keeper:
             self._stopping = True
             self._inbox.put(None)
             self._thread.join(timeout=10)
+        self._leases.stop()
         try:
             released = self._reaper.release_worker(self._tenants(), self.worker_id, reason=reason)
             with self._database.statement() as cursor:
@@ -86,7 +87,7 @@ class Keeper:
         except (DriverError, CloacinaError) as error:
             # The lock goes with this process, and the others recover what could not be given back.
             log("keeper.trouble", error=" ".join(str(error).split()))
-        self._leases.stop()
+        self._leases.close()
 
     def _sweep_all(self) -> None:
         self._wants_sweep = False

@@ -66,10 +66,13 @@ class LeaseHolder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread and give the liveness lock back."""
+        """Stop the thread; the worker counts as alive until `close`."""
         if self._thread.is_alive():
             self._stopping.set()
             self._thread.join(timeout=10)
+
+    def close(self) -> None:
+        """Give the liveness lock back."""
         self._drop_liveness()
 
     def _run(self) -> None:

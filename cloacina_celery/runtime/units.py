@@ -20,6 +20,7 @@ class CursorUnit:
     """A transaction on a cursor, used to settle an attempt together with what follows from it."""
 
     is_settlement = True
+    is_open = True
 
     def __init__(self, tenant: str, cursor: Cursor) -> None:
         self.tenant = tenant
@@ -49,6 +50,8 @@ def settlement(database: Database, tenant: str) -> Iterator[CursorUnit]:
 class SessionUnit:
     """A session's transaction; what joined a savepoint that was rolled back is forgotten."""
 
+    is_open = True
+
     def __init__(self, session: Session, tenant: str, *, is_settlement: bool = False) -> None:
         self.session = session
         self.tenant = tenant
@@ -65,6 +68,7 @@ class SessionUnit:
         if self.session not in _pending:
             event.listen(self.session, "after_commit", _publish)
             event.listen(self.session, "after_soft_rollback", _forget)
+            event.listen(self.session, "after_transaction_end", _forget_all)
         _pending.setdefault(self.session, []).append((transaction, action))
 
 
@@ -73,7 +77,8 @@ _pending: WeakKeyDictionary[Session, list[tuple[SessionTransaction, Action]]] = 
 
 def _publish(session: Session) -> None:
     actions = _pending.get(session)
-    if actions:
+    # SQLAlchemy says "commit" also where a savepoint is released, which the transaction around it may yet undo.
+    if actions and not session.in_nested_transaction():
         _pending[session] = []
         for _, action in actions:
             action()
@@ -83,6 +88,12 @@ def _forget(session: Session, rolled_back: SessionTransaction) -> None:
     actions = _pending.get(session)
     if actions:
         _pending[session] = [entry for entry in actions if not _is_within(entry[0], rolled_back)]
+
+
+def _forget_all(session: Session, ended: SessionTransaction) -> None:
+    # A session that was closed without a word has rolled back; it may be used again for other work.
+    if ended.parent is None and _pending.get(session):
+        _pending[session] = []
 
 
 def _is_within(transaction: SessionTransaction | None, ancestor: SessionTransaction) -> bool:

@@ -8,7 +8,11 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cloacina_celery.core.tenant import quote
+from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.store.database import Cursor, Database
+
+DRIVERS = ("psycopg2", "psycopg")
+"""Drivers of a user's own session that take our statements as they are."""
 
 _SCOPE = text("SELECT set_config('search_path', :path, true)")
 
@@ -34,7 +38,18 @@ def _enter_schema(session: TenantSession, _transaction: SessionTransaction, conn
 
 
 def driver_cursor(session: Session) -> Cursor:
-    """Open a driver's cursor inside the session's current transaction, after what the session has pending."""
+    """Open a driver's cursor inside the session's current transaction, after what the session has pending.
+
+    Raises:
+        InvalidPayload: the session's database is not Postgres, or its driver speaks otherwise.
+    """
     session.flush()
-    cursor: Cursor = session.connection().connection.cursor()
+    connection = session.connection()
+    dialect = connection.dialect
+    if dialect.driver not in DRIVERS:
+        raise InvalidPayload(
+            f"session= takes a Session on Postgres through {' or '.join(DRIVERS)}, not on "
+            f"{dialect.name} through {dialect.driver}: give it one on the database of the tenants"
+        )
+    cursor: Cursor = connection.connection.cursor()
     return cursor

@@ -73,8 +73,11 @@ def set_tenants(cursor: Cursor, worker_id: int, tenants: Sequence[str]) -> None:
 
 
 def heartbeat(cursor: Cursor, worker_id: int) -> None:
-    """Say that the worker's background work is going on."""
-    cursor.execute("UPDATE cloacina.workers SET heartbeat_at = now() WHERE id = %s", (worker_id,))
+    """Say that the worker's background work is going on; one that was buried by mistake is back with it."""
+    cursor.execute(
+        "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL WHERE id = %s",
+        (worker_id,),
+    )
 
 
 def stop(cursor: Cursor, worker_id: int, *, reason: str) -> None:

@@ -114,7 +114,9 @@ def fail(key: str, failures: int = 99) -> int:
     return attempt
 
 
-@cloacina.task(name="bazaar.refuse", retry=RetryPolicy(max_attempts=5, initial_delay=0.1, give_up_on=(Refused,)))
+@cloacina.task(
+    name="bazaar.refuse", retry=RetryPolicy(max_attempts=5, initial_delay=0.1, give_up_on=(Refused,))
+)
 def refuse(key: str) -> None:
     """Raise what the policy gives up on."""
     record(key)
@@ -131,7 +133,10 @@ def busy(key: str, seconds: float) -> int:
 
 
 @app.task(
-    name="bazaar.autoretry", base=DurableTask, autoretry_for=(OSError,), retry_kwargs={"max_retries": 2, "countdown": 0.1}
+    name="bazaar.autoretry",
+    base=DurableTask,
+    autoretry_for=(OSError,),
+    retry_kwargs={"max_retries": 2, "countdown": 0.1},
 )
 def autoretry(key: str, failures: int) -> int:
     """Celery's own autoretry, durably."""
@@ -141,7 +146,9 @@ def autoretry(key: str, failures: int) -> int:
     return attempt
 
 
-@app.task(name="bazaar.backoff", base=DurableTask, autoretry_for=(OSError,), retry_backoff=1, retry_jitter=False)
+@app.task(
+    name="bazaar.backoff", base=DurableTask, autoretry_for=(OSError,), retry_backoff=1, retry_jitter=False
+)
 def backoff(key: str) -> int:
     """Celery's exponential backoff: a second, then two."""
     attempt = record(key)
@@ -236,7 +243,9 @@ def unsettleable(key: str) -> None:
     """Write what Postgres finds out to be wrong at the commit only."""
     record(key)
     with cloacina.session() as session:
-        session.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        session.execute(
+            text("CREATE TEMPORARY TABLE IF NOT EXISTS once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        )
         session.execute(text("INSERT INTO once VALUES (1), (1)"))
 
 
@@ -412,6 +421,10 @@ def wait_at_gate(key: str) -> None:
     tenant = cloacina.current_tenant()
     conn = connect(DATABASE_URL)
     try:
-        eventually(lambda: shop_tables.gate_is_open(conn, tenant, key), GATE_PATIENCE, f"the gate {key!r} of {tenant}")
+        eventually(
+            lambda: shop_tables.gate_is_open(conn, tenant, key),
+            GATE_PATIENCE,
+            f"the gate {key!r} of {tenant}",
+        )
     finally:
         conn.close()

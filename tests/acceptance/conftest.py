@@ -54,7 +54,7 @@ def standing_stage(
         bazaar.cloacina.tenants.create(tenant)
         prepare_shop(database_url, tenant)
         stage = Stage(bazaar=bazaar, tenant=tenant, observer=observer, processes=processes)
-        stage.worker()
+        stage.worker(tenants=[tenant, "celery"])
         yield stage
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\s*$")
 _FILE = re.compile(r"^# (?P<name>\w+\.py)$")
-_PRINTED = re.compile(r"^\s*print\(.*\)  # (?P<output>.+)$")
+_PRINTED = re.compile(r"^.*\bprint\(.*\)  # (?P<output>.+)$")
 _SEPARATOR = re.compile(r"^[\s|:-]+$")
 
 
@@ -54,7 +54,7 @@ class Block:
 def documents() -> list[Path]:
     """List every document that users read."""
     top = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
-    return top + sorted((ROOT / "docs").rglob("*.md"))
+    return top + sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "examples").rglob("*.md"))
 
 
 def blocks(document: Path) -> list[Block]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 READER = Path(__file__).with_name("reader.py")
 WRITTEN_DATABASE = "postgresql://localhost/shop"
 WRITTEN_BROKER = "redis://localhost:6379/0"
+WRITTEN_PORT = "18099"
 
 WITH_PYTHON = [path for path in documents() if any(block.language == "python" for block in blocks(path))]
 
@@ -42,8 +44,11 @@ def test_a_reader_who_follows_the_document_sees_what_it_says(
     directory = tmp_path / "reader"
     directory.mkdir()
 
+    port = str(free_port())
+
     def here(code: str) -> str:
-        return code.replace(WRITTEN_DATABASE, database_url).replace(WRITTEN_BROKER, broker_url)
+        code = code.replace(WRITTEN_DATABASE, database_url).replace(WRITTEN_BROKER, broker_url)
+        return code.replace(WRITTEN_PORT, port)
 
     environment: dict[str, str | None] = {
         "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
@@ -59,6 +64,13 @@ def test_a_reader_who_follows_the_document_sees_what_it_says(
             elif block.language == "sh":
                 for command in block.commands:
                     follow(here(command), block, processes, environment)
+
+
+def free_port() -> int:
+    """Find a port for a server that a document starts: several test runs may read it at once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def follow(command: str, block: Block, processes: Processes, environment: dict[str, str | None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, reveal_type
 
 from celery import Celery
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from cloacina_celery import Cloacina, DurableTask, RetryPolicy, Runner
 
@@ -59,6 +60,9 @@ charge(order=1)  # error: call-arg
 # Ours among the options of apply_async are typed, Celery's others pass.
 reveal_type(charge.apply_async((1,), tenant="tenant_acme", idempotency_key="order-1").get())  # type: str
 charge.apply_async((1,), countdown=30, priority=3, argsrepr="hidden")
+charge.apply_async((1,), session=Session())
+charge.apply_async((1,), session=scoped_session(sessionmaker()))
+charge.apply_async((1,), session="tenant_acme")  # error: arg-type
 charge.apply_async((1,), tenant=7)  # error: arg-type
 charge.apply_async((1,), idempotency_key=7)  # error: arg-type
 

@@ -1,0 +1,95 @@
+"""What a chaos run has done: orders of several kinds, drawn by the seed before anything runs."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+CHAIN_LENGTH = 3
+SHARES = {"plain": 60, "long": 4, "retried": 12, "delayed": 10, "chain": 6, "in a transaction": 8}
+"""How often each kind is drawn; a chain counts as one draw of `CHAIN_LENGTH` executions."""
+
+POISONED = 400
+"""One of so many executions is a poison."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One execution that has to be there in the end, and how."""
+
+    id: str
+    tenant: str
+    kind: str
+    order: dict[str, Any]
+    expected: str = "succeeded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is submitted by one call."""
+
+    kind: str
+    tenant: str
+    steps: tuple[Planned, ...]
+    countdown: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """All jobs of a run: those of the plan, and those that faults add."""
+
+    tenants: list[str]
+    random: Random
+    waiting: list[Job] = field(default_factory=list)
+    submitted: list[Job] = field(default_factory=list)
+
+    @classmethod
+    def draw(cls, random: Random, tenants: list[str], executions: int) -> Plan:
+        """Draw jobs of that many executions."""
+        plan = cls(tenants=tenants, random=random)
+        count = 0
+        while count < executions:
+            kind = random.choices(list(SHARES), weights=list(SHARES.values()))[0]
+            if count % POISONED == POISONED // 2:
+                kind = "poison"
+            job = plan.job(kind, random.choice(tenants))
+            plan.waiting.append(job)
+            count += len(job.steps)
+        return plan
+
+    def job(self, kind: str, tenant: str, *, dies: str | None = None) -> Job:
+        """Draw one job of a kind."""
+        random = self.random
+        steps = tuple(
+            Planned(
+                id=str(uuid.UUID(int=random.getrandbits(128), version=4)),
+                tenant=tenant,
+                kind=kind,
+                order={
+                    "tenant": tenant,
+                    "before": random.uniform(2.0, 5.0) if kind == "long" else random.uniform(0.0, 0.05),
+                    "after": random.uniform(0.0, 0.05),
+                    "failures": random.randint(1, 3) if kind == "retried" else 0,
+                    "dies": "claimed" if kind == "poison" else dies,
+                    "is_poison": kind == "poison",
+                },
+                expected="abandoned" if kind == "poison" else "succeeded",
+            )
+            for _ in range(CHAIN_LENGTH if kind == "chain" else 1)
+        )
+        countdown = random.uniform(0.5, 5.0) if kind == "delayed" else None
+        return Job(kind=kind, tenant=tenant, steps=steps, countdown=countdown)
+
+    def take(self, tenant: str | None = None, kinds: tuple[str, ...] | None = None) -> Job | None:
+        """Take the next job that waits, of this tenant and of these kinds if they are given."""
+        for number, job in enumerate(self.waiting):
+            if (tenant is None or job.tenant == tenant) and (kinds is None or job.kind in kinds):
+                return self.waiting.pop(number)
+        return None
+
+    @property
+    def planned(self) -> dict[str, Planned]:
+        """All executions that were submitted, by id."""
+        return {step.id: step for job in self.submitted for step in job.steps}
