@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task, chord, group
 from celery.canvas import _chain
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, InvalidTaskError
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.errors import InvalidPayload, SettingsError
@@ -15,6 +15,7 @@ from cloacina_celery.plugin.envelope import KEY_HEADER
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
 from cloacina_celery.runtime.context import bind_tenant, bound_tenant, current_attempt
+from cloacina_celery.telemetry import log, logger
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.app import Cloacina
@@ -81,6 +82,30 @@ class DurableTask(Task):
             return run(*args, **kwargs)
 
         return self.cloacina.settler.run(self, body)
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Return Celery's handler of this task's messages, which a message that nobody should have sent cannot stop."""
+        handle = super().start_strategy(app, consumer, **kwargs)
+        broker_trouble = (*consumer.connection_errors, *consumer.connection.channel_errors)
+
+        def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> Any:
+            try:
+                _check_time_limit(message.headers.get("timelimit"))
+                return handle(message, body, ack, reject, callbacks, **options)
+            except broker_trouble:
+                raise
+            except Exception as error:  # noqa: BLE001  # Celery unpacks what it is sent, whatever it is
+                log(
+                    "message.refused",
+                    execution_id=message.headers.get("id"),
+                    task=self.name,
+                    error=repr(error),
+                )
+                if not message.acknowledged:
+                    reject(logger, consumer.connection_errors)
+                return None
+
+        return guarded
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -190,6 +215,18 @@ class DurableTask(Task):
                 )
         attempt.replacement = sig
         raise Ignore("Replaced by new task")
+
+
+def _check_time_limit(limits: object) -> None:
+    # Celery would find out when the task has its slot already, and never give the slot back.
+    if limits is None:
+        return
+    if (
+        not isinstance(limits, (list, tuple))
+        or len(limits) != 2
+        or not all(limit is None or isinstance(limit, (int, float)) for limit in limits)
+    ):
+        raise InvalidTaskError(f"timelimit is a pair of seconds, not {limits!r}")
 
 
 def _calls_in(sig: Any) -> Iterator[Any]:
