@@ -32,7 +32,7 @@ from chaos.drive import Run
 from chaos.faults import FAULTS
 from chaos.fleet import Fleet
 from chaos.history import History
-from chaos.plan import Plan
+from chaos.plan import SHARES, Plan
 from cloacina_celery import devservers
 
 QUICK = {"lease_ttl": 3.0, "heartbeat_interval": 1.0, "stranded_after": 3.0, "sweep_interval": 2.0}
@@ -51,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     random = Random(chosen.seed)
     folder = Path(tempfile.mkdtemp(prefix="cloacina-chaos-"))
     console.print(f"seed {chosen.seed}; logs in {folder}", highlight=False)
-    with _servers(chosen.broker, folder, console) as (server_url, broker_url, servers_folder):
-        with _database(server_url) as database_url:
-            is_clean = _run(chosen, random, console, folder, database_url, broker_url, servers_folder)
+    with (
+        _servers(chosen.broker, folder, console) as (server_url, broker_url, servers_folder),
+        _database(server_url) as database_url,
+    ):
+        is_clean = _run(chosen, random, console, folder, database_url, broker_url, servers_folder)
     if is_clean and not chosen.keep:
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -63,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120, help="time in which faults strike (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="time in which faults strike (%(default)s)"
+    )
     parser.add_argument("--executions", type=int, default=1000, help="how many are submitted (%(default)s)")
     parser.add_argument("--tenants", type=int, default=10, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=3, help="processes of two children each (%(default)s)")
@@ -75,9 +79,17 @@ def _parser() -> argparse.ArgumentParser:
         help="redis: the environment's if it is one, else an embedded one; env: whatever CLOACINA_BROKER_URL names",
     )  # fmt: skip
     parser.add_argument(
-        "--fault", action="append", choices=[fault.kind for fault in FAULTS], help="only these kinds; repeatable"
+        "--fault",
+        action="append",
+        choices=[fault.kind for fault in FAULTS],
+        help="only these kinds; repeatable",
     )
-    parser.add_argument("--quick", action="store_true", help="short leases and sweeps instead of the defaults")
+    parser.add_argument(
+        "--kind", action="append", choices=list(SHARES), help="only these executions; repeatable"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="short leases and sweeps instead of the defaults"
+    )
     parser.add_argument("--app", default="chaos.app:app", help="another app module (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a clean run too")
     return parser
@@ -136,7 +148,8 @@ def _run(
     # The names are this run's own: others may use the same broker.
     mark = secrets.token_hex(3)
     tenants = [f"tenant_{mark}_{number}" for number in range(chosen.tenants)]
-    settings = {**(QUICK if chosen.quick else {}), "control_queue": f"cloacina_control_{mark}"}
+    control_queue = f"cloacina_control_{mark}"
+    settings: dict[str, object] = {**(QUICK if chosen.quick else {}), "control_queue": control_queue}
     outside = folder / "outside.txt"
     os.environ.update(
         CLOACINA_DATABASE_URL=database_url, CLOACINA_BROKER_URL=broker_url, CHAOS_OUTSIDE=str(outside),
@@ -145,7 +158,7 @@ def _run(
     module = importlib.import_module(chosen.app.partition(":")[0])
     fleet = Fleet(chosen.app, tenants, chosen.workers, os.environ, folder)
     run = Run(
-        module=module, plan=Plan.draw(random, tenants, chosen.executions), fleet=fleet, random=random,
+        module=module, plan=Plan.draw(random, tenants, chosen.executions, chosen.kind), fleet=fleet, random=random,
         database_url=database_url, lease_ttl=module.cloacina.settings.lease_ttl, console=console,
         servers_folder=servers_folder,
     )  # fmt: skip
@@ -165,7 +178,7 @@ def _run(
         history = History.read(run, outside)
     finally:
         fleet.kill_all()
-        queues.delete(module.app, [*tenants, settings["control_queue"]])
+        queues.delete(module.app, [*tenants, control_queue])
         module.cloacina.database.dispose()
     verdict = check(history)
     _print(console, verdict, history, run, time.monotonic() - began, chosen.seed)
@@ -180,9 +193,7 @@ def _drain(run: Run) -> None:
         time.sleep(0.1)
 
 
-def _print(
-    console: Console, verdict: Verdict, history: History, run: Run, seconds: float, seed: int
-) -> None:
+def _print(console: Console, verdict: Verdict, history: History, run: Run, seconds: float, seed: int) -> None:
     table = Table(title=f"chaos, seed {seed}, {seconds:.0f} s", show_header=False, min_width=50)
     table.add_column()
     table.add_column(justify="right")

@@ -8,6 +8,7 @@ CHAOS_DRIVER (the process id whose end is the end of all).
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -35,6 +36,9 @@ PR_SET_PDEATHSIG = 1
 app = Celery("chaos", broker=os.environ["CLOACINA_BROKER_URL"])
 app.conf.update(broker_connection_retry_on_startup=True, broker_connection_max_retries=None)
 cloacina = Cloacina(app, database_url=os.environ["CLOACINA_DATABASE_URL"], **SETTINGS)
+
+faulthandler.register(signal.SIGUSR2, all_threads=True)
+"""A process that does not end shall say why."""
 
 if sys.platform == "linux" and str(os.getppid()) == os.environ.get("CHAOS_DRIVER"):
     # A driver that is killed ends no processes; the kernel does it then.

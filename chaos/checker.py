@@ -67,7 +67,9 @@ def check(history: History) -> Verdict:
         attempts=sum(event.kind == "claimed" for event in history.events),
         states=Counter(row.state for row in history.rows),
         recoveries=sum(event.kind == "recovered" for event in history.events),
-        recovery_times=sorted([*_times_of_runs(history, by_execution), *_times_of_messages(history, by_execution)]),
+        recovery_times=sorted(
+            [*_times_of_runs(history, by_execution), *_times_of_messages(history, by_execution)]
+        ),
         findings=[
             *_lost_and_stuck(history),
             *_effects(history, by_execution),
@@ -99,9 +101,10 @@ def _lost_and_stuck(history: History) -> list[Finding]:
             found.append(Finding(kind=LOST, execution_id=id_, what=what))
     ghosts = {id_ for id_, _ in history.ghosts}
     traces = {row.id for row in history.rows} | {id_ for _, id_ in history.orders}
-    for id_ in ghosts & (traces | {line.execution_id for line in history.lines}):
-        found.append(Finding(kind=LOST, execution_id=id_, what="is there, and was rolled back"))
-    return found
+    traces |= {line.execution_id for line in history.lines}
+    return found + [
+        Finding(kind=LOST, execution_id=id_, what="is there, and was rolled back") for id_ in ghosts & traces
+    ]
 
 
 def _effects(history: History, events: dict[str, list[Event]]) -> list[Finding]:

@@ -218,7 +218,9 @@ class Run:
                 cursor.execute(TABLES.format(tenant))
             connection.close()
 
-    def play(self, *, seconds: float, every: float, calm: float, faults: tuple[str, ...] | None = None) -> None:
+    def play(
+        self, *, seconds: float, every: float, calm: float, faults: tuple[str, ...] | None = None
+    ) -> None:
         """Submit the plan over the time given, with a fault each few seconds after a calm beginning.
 
         Args:

@@ -85,7 +85,7 @@ def freeze(run: Run) -> Done | None:
     worker = run.any_worker()
     if worker is None or any(one.is_frozen for one in run.fleet.workers):
         return None
-    seconds = run.lease_ttl * run.random.uniform(1.1, 1.5)
+    seconds = run.lease_ttl * run.random.uniform(1.3, 1.8)
     done = _done(run, "freeze past the lease", f"{worker.name} for {seconds:.1f} s", worker)
     worker.is_frozen = True
     worker.send(signal.SIGSTOP, whole=True)
@@ -135,7 +135,9 @@ def lose_all_queues(run: Run) -> Done | None:
     """Empty every tenant's queue, as a broker that comes back without its data."""
     run.burst(BURST)
     at = run.now()
-    taken = [one.execution_id for name in run.plan.tenants for one in queues.meddle(run.app, name, lambda _: 0)]
+    taken = [
+        one.execution_id for name in run.plan.tenants for one in queues.meddle(run.app, name, lambda _: 0)
+    ]
     return _lost(at, "all queues emptied", "all tenants", taken)
 
 
@@ -160,7 +162,7 @@ def ring_for_old_attempts(run: Run) -> Done | None:
     ]
     if not rings:
         return None
-    run.cloacina.submitter.publish_rings(rings)
+    run.cloacina.parts.publisher.publish_rings(rings)
     return _done(run, "messages of old attempts", f"{len(rings)}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-LEAVE_PATIENCE = 60.0
+LEAVE_PATIENCE = 30.0
 """Seconds that a worker may take for a shutdown that was asked for."""
 
 KILLED = -signal.SIGKILL
@@ -68,6 +68,13 @@ class Member:
         """Ask it to shut down."""
         self.leaves_until = time.monotonic() + LEAVE_PATIENCE
         self.send(number)
+
+    def dump_stacks(self) -> None:
+        """Have each process write what it is doing to the log (see `chaos.app`)."""
+        for pid in [self.pid, *self.children()]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+        time.sleep(0.5)
 
     def end(self) -> None:
         """Kill whatever is left of it."""
@@ -166,7 +173,10 @@ class Fleet:
                 if code is None and not is_late:
                     continue
                 if code is None:
-                    self.ended_badly.append(f"{member.name} did not end {LEAVE_PATIENCE:.0f} s after it was told")
+                    member.dump_stacks()
+                    self.ended_badly.append(
+                        f"{member.name} did not end {LEAVE_PATIENCE:.0f} s after it was told"
+                    )
                 elif member.leaves_until is None and code != KILLED:
                     self.ended_badly.append(f"{member.name} ended by itself, with exit code {code}")
                 group.remove(member)

@@ -105,9 +105,15 @@ class History:
             id_, state, attempt, failures, recoveries, releases = values
             self.rows.append(
                 Row(
-                    tenant=tenant, id=id_, state=state, attempt=attempt, failures=failures,
-                    recoveries=recoveries, releases=releases, meant_for=_meant_for(message),
-                )  # fmt: skip
+                    tenant=tenant,
+                    id=id_,
+                    state=state,
+                    attempt=attempt,
+                    failures=failures,
+                    recoveries=recoveries,
+                    releases=releases,
+                    meant_for=_meant_for(message),
+                )
             )
         columns = "execution_id, at, kind, attempt, worker_id, reason"
         for id_, at, kind, attempt, worker_id, reason in run.query(
@@ -120,9 +126,7 @@ class History:
         for id_, attempt, meant_for in run.query(
             f'SELECT execution_id, attempt, tenant FROM "{tenant}".chaos_effects ORDER BY at'
         ):
-            self.effects.append(
-                Effect(tenant=tenant, execution_id=id_, attempt=attempt, meant_for=meant_for)
-            )
+            self.effects.append(Effect(tenant=tenant, execution_id=id_, attempt=attempt, meant_for=meant_for))
         self.orders += [
             (tenant, id_) for (id_,) in run.query(f'SELECT execution_id FROM "{tenant}".chaos_orders')
         ]
@@ -135,9 +139,12 @@ def read_lines(outside: Path) -> list[Line]:
         id_, attempt, tenant, pid, at = line.split()
         lines.append(
             Line(
-                execution_id=id_, attempt=int(attempt), tenant=tenant, pid=int(pid),
+                execution_id=id_,
+                attempt=int(attempt),
+                tenant=tenant,
+                pid=int(pid),
                 at=datetime.fromtimestamp(float(at), UTC),
-            )  # fmt: skip
+            )
         )
     return lines
 

@@ -46,13 +46,16 @@ class Plan:
     submitted: list[Job] = field(default_factory=list)
 
     @classmethod
-    def draw(cls, random: Random, tenants: list[str], executions: int) -> Plan:
-        """Draw jobs of that many executions."""
+    def draw(
+        cls, random: Random, tenants: list[str], executions: int, kinds: list[str] | None = None
+    ) -> Plan:
+        """Draw jobs of that many executions, of all kinds or of these only."""
         plan = cls(tenants=tenants, random=random)
+        shares = {kind: share for kind, share in SHARES.items() if kinds is None or kind in kinds}
         count = 0
         while count < executions:
-            kind = random.choices(list(SHARES), weights=list(SHARES.values()))[0]
-            if count % POISONED == POISONED // 2:
+            kind = random.choices(list(shares), weights=list(shares.values()))[0]
+            if kinds is None and count % POISONED == POISONED // 2:
                 kind = "poison"
             job = plan.job(kind, random.choice(tenants))
             plan.waiting.append(job)

@@ -24,6 +24,9 @@ from cloacina_celery.runtime.lease import Held
 from cloacina_celery.store.database import normalise_url
 from cloacina_celery.telemetry import logger
 
+SLOT_PATIENCE = 0.5
+"""Seconds after which a consumer that waits for a free thread looks whether it shall stop."""
+
 
 class Runner:
     """Run a tenant's durable tasks in this process until `shutdown`; without a tenant, those of ``public``.
@@ -75,6 +78,7 @@ class Runner:
             initializer=enter_worker,
             initargs=(self._keeper.worker_id,),
         )
+        self._slots = threading.Semaphore(max_concurrent_tasks)
         self._consumer = _Consumer(self, max_concurrent_tasks)
         self._keeper.start()
         self._thread = threading.Thread(
@@ -121,30 +125,45 @@ class Runner:
         return [name for name in self.app.tasks if not name.startswith(("celery.", "cloacina."))]
 
     def _take(self, message: Any) -> None:
-        # The row outlives the message, so it may go at once; what was taken and not run is pending and is rung again.
-        message.ack()
         headers = message.headers
-        name, execution_id = headers.get("task"), headers.get("id")
-        if name == SWEEP_TASK:
+        if headers.get("task") == SWEEP_TASK:
+            message.ack()
             self._keeper.sweep_all_soon()
             return
-        task = self.app.tasks.get(name)
-        if task is None or not execution_id:
-            logger.error("message for unknown task %r skipped: import the module that defines it", name)
+        try:
+            call = self._call_of(message)
+        except Exception as error:  # noqa: BLE001  # whatever a message that nobody should have sent may raise
+            message.ack()
+            logger.error("message %r for %r skipped: %s", headers.get("id"), headers.get("task"), error)
             return
+        # A backlog waits in the queue and not in here, or the sweep would take its messages for lost.
+        while not self._slots.acquire(timeout=SLOT_PATIENCE):
+            if self._consumer.should_stop:
+                return  # and the broker has its message back
+        # The row outlives the message, so it may go at once; what was taken and not run is rung again.
+        message.ack()
+        self._pool.submit(self._run, *call)
+
+    def _call_of(self, message: Any) -> tuple[Any, str, Any, Any, dict[str, Any]]:
+        headers = message.headers
+        name, execution_id = headers.get("task"), headers.get("id")
+        task = self.app.tasks.get(name)
+        if task is None or not isinstance(execution_id, str):
+            raise SettingsError(f"unknown task {name!r}: import the module that defines it")
         args, kwargs, embed = message.payload
         request = {
             **headers, **(embed or {}), "is_eager": False, "hostname": self._keeper.name,
             "delivery_info": {**message.delivery_info, "routing_key": message.delivery_info.get("routing_key")},
         }  # fmt: skip
-        self._pool.submit(self._run, task, execution_id, args, kwargs, request)
+        return task, execution_id, args, kwargs, request
 
     def _run(self, task: Any, execution_id: str, args: Any, kwargs: Any, request: dict[str, Any]) -> None:
         held = (self.tenant, execution_id, request.get(ATTEMPT_HEADER, 0))
-        self._running[execution_id] = held
         try:
+            self._running[execution_id] = held
             trace_task(task, execution_id, args, kwargs, request, app=self.app, hostname=self._keeper.name)
         finally:
+            self._slots.release()
             if self._running.get(execution_id) is held:
                 del self._running[execution_id]
 

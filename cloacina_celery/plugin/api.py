@@ -39,7 +39,9 @@ class Tenants:
         """
         validate_tenant_name(name, allow_legacy=legacy)
         if name == self._kernel.settings.control_queue:
-            raise InvalidTenantName(name, "it is the control queue, which every worker consumes; choose another")
+            raise InvalidTenantName(
+                name, "it is the control queue, which every worker consumes; choose another"
+            )
         is_new = catalog.create(self._kernel.database, name, legacy=legacy)
         self._kernel.tenants.learn(name)
         if is_new:

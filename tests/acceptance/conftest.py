@@ -63,3 +63,16 @@ def standing(standing_stage: Stage, request: pytest.FixtureRequest) -> Stage:
     """The module's standing stage; its logs go into the report of a test that fails."""
     request.node.stash[STARTED] = standing_stage.processes
     return standing_stage
+
+
+@pytest.fixture
+def observer_of(database_url: str) -> Iterator[Callable[[], extensions.connection]]:
+    """A function that opens one more connection to the test's database."""
+    with ExitStack() as stack:
+
+        def connect() -> extensions.connection:
+            connection = databases.connect(database_url)
+            stack.callback(connection.close)
+            return connection
+
+        yield connect

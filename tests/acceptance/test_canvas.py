@@ -9,6 +9,7 @@ from celery import chain, chord, group
 from celery.result import AsyncResult
 
 from cloacina_celery.errors import InvalidPayload
+from tests.acceptance.stage import BAZAAR
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -177,9 +178,8 @@ def test_an_expired_execution_is_cancelled_and_does_not_run(standing: Stage, baz
 def test_a_running_execution_can_be_terminated(standing: Stage, bazaar: Any) -> None:
     result = bazaar.block.delay("terminated")
     standing.wait_for_runs("terminated", 1)
-    done = standing.processes.cli("control", "revoke", "--help", app="tests.acceptance.bazaar:app")
-    assert done.returncode == 0
-    bazaar.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
+    done = standing.processes.cli("control", "terminate", "SIGKILL", result.id, app=BAZAAR)
+    assert "terminate: tasks unknown" not in done.stdout
     row = standing.wait_for_state(result, "cancelled")
     assert row.attempt == 1
     assert standing.notes("terminated") == []

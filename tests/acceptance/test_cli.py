@@ -1,0 +1,140 @@
+"""The command line: tables for people, JSON for programs, exit codes for scripts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.acceptance.stage import BAZAAR, Stage
+
+if TYPE_CHECKING:
+    import subprocess
+
+
+def run(standing: Stage, *args: str) -> subprocess.CompletedProcess[str]:
+    return standing.processes.cli("cloacina", *args, app=BAZAAR)
+
+
+def words(standing: Stage, *args: str) -> str:
+    done = run(standing, *args)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def data(standing: Stage, *args: str) -> Any:
+    return json.loads(words(standing, *args, "--json"))
+
+
+def refusal(standing: Stage, *args: str) -> str:
+    done = run(standing, *args)
+    assert done.returncode not in (0, None)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_tenants_are_created_listed_and_dropped(standing: Stage) -> None:
+    assert words(standing, "tenant", "create", "cli_one") == "tenant cli_one created\n"
+    assert words(standing, "tenant", "create", "cli_one") == "tenant cli_one exists already\n"
+    assert data(standing, "tenant", "create", "cli_two") == {"name": "cli_two", "created": True}
+    assert "cli_one" in words(standing, "tenant", "list")
+    assert {"cli_one", "cli_two", standing.tenant} <= {
+        one["name"] for one in data(standing, "tenant", "list")
+    }
+    assert words(standing, "tenant", "drop", "cli_one", "--yes") == "tenant cli_one dropped\n"
+    assert data(standing, "tenant", "drop", "cli_two", "--yes") == {"name": "cli_two", "dropped": True}
+    assert "cli_one" in refusal(standing, "tenant", "drop", "cli_one", "--yes")
+    # Without --yes somebody has to say so, and here is nobody.
+    refusal(standing, "tenant", "drop", standing.tenant)
+    assert standing.tenant in words(standing, "tenant", "list")
+
+
+@pytest.mark.parametrize("name", ["Tenant_Standing", "a-b", "public", "pg_x", "ä", "x" * 64])
+def test_a_name_that_cannot_be_a_tenants_is_refused_with_the_rule(standing: Stage, name: str) -> None:
+    assert refusal(standing, "tenant", "create", name).startswith("Error: ")
+
+
+def test_schemas_are_migrated_and_their_status_shown(standing: Stage) -> None:
+    assert standing.tenant in words(standing, "schema", "status")
+    assert all(row["ok"] for row in data(standing, "schema", "status"))
+    assert standing.tenant in words(standing, "schema", "migrate")
+    assert data(standing, "schema", "migrate", standing.tenant)[0]["error"] is None
+    assert "tenant_missing" in words_of(run(standing, "schema", "migrate", "tenant_missing"))
+    with standing.observer.cursor() as cursor:
+        cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = 't9999'")
+    try:
+        assert "schema migrate" in refusal(standing, "schema", "status")
+        assert run(standing, "schema", "migrate").returncode == 1
+    finally:
+        with standing.observer.cursor() as cursor:
+            cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = 't0001'")
+
+
+def words_of(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    return done.stdout + done.stderr
+
+
+def test_executions_are_listed_shown_cancelled_and_requeued(standing: Stage) -> None:
+    failed = standing.send("fail", "cli")
+    standing.wait_for_state(failed, "failed")
+    assert failed.id in words(standing, "execution", "list", standing.tenant)
+    listed = data(
+        standing, "execution", "list", standing.tenant, "--state", "failed", "--task", "bazaar.fail"
+    )
+    assert [one["id"] for one in listed] == [failed.id]
+
+    shown = words(standing, "execution", "show", standing.tenant, failed.id)
+    assert "failed after 3 attempts" in shown
+    assert "attempt 1 failed with OSError(failure 1 of cli)" in shown
+    assert "Traceback" in shown
+    kinds = [
+        event["kind"] for event in data(standing, "execution", "show", standing.tenant, failed.id)["events"]
+    ]
+    assert kinds[0] == "submitted"
+    assert kinds[-1] == "failed"
+
+    requeued = data(standing, "execution", "requeue", standing.tenant, failed.id)
+    assert (requeued["state"], requeued["failures"]) == ("pending", 0)
+    standing.wait_for_runs("cli", 6)
+    standing.wait_for_state(failed, "failed")
+
+    waiting = standing.bazaar.add.apply_async((1, 2), tenant=standing.tenant, countdown=600)
+    assert "cancelled" in words(standing, "execution", "cancel", standing.tenant, waiting.id)
+    assert standing.row(waiting).state == "cancelled"
+    assert "cancelled" in refusal(standing, "execution", "cancel", standing.tenant, waiting.id)
+    assert "pending" in words(standing, "execution", "requeue", standing.tenant, waiting.id)
+    assert waiting.get(timeout=15) == 3
+    assert "succeeded" in refusal(standing, "execution", "requeue", standing.tenant, waiting.id)
+    assert "no-such-id" in refusal(standing, "execution", "show", standing.tenant, "no-such-id")
+    assert "tenant_missing" in refusal(standing, "execution", "list", "tenant_missing")
+    assert "nonsense" in refusal(standing, "execution", "list", standing.tenant, "--state", "nonsense")
+
+
+def test_a_sweep_and_the_status_of_all_tenants(standing: Stage) -> None:
+    assert "executions" in words(standing, "sweep")
+    assert set(data(standing, "sweep")) == {"touched"}
+    assert "pending" in words(standing, "status")
+    status = data(standing, "status")
+    assert standing.tenant in {row["tenant"] for row in status["tenants"]}
+    assert standing.tenant in status["workers"][0]["tenants"]
+
+
+def test_a_database_that_does_not_answer_is_one_line_and_not_a_traceback(standing: Stage) -> None:
+    done = standing.processes.cli(
+        "cloacina",
+        "tenant",
+        "list",
+        app=BAZAAR,
+        env={"CLOACINA_DATABASE_URL": "postgresql://127.0.0.1:1/none"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_app_without_the_plugin_is_told_what_it_lacks(standing: Stage) -> None:
+    done = standing.processes.cli("cloacina", "status", app="tests.support.plain_app:app")
+    assert done.returncode == 1
+    assert "Cloacina(app" in done.stderr

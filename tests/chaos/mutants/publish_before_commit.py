@@ -1,0 +1,17 @@
+"""Messages that leave when they are made, and not when the transaction around them has committed."""
+
+from __future__ import annotations
+
+from chaos.app import app, cloacina, poison, work
+from cloacina_celery.runtime.units import Action, CursorUnit, SessionUnit
+
+
+def at_once(_unit: object, action: Action) -> None:
+    """Do now what is to be done after the commit."""
+    action()
+
+
+CursorUnit.after_commit = at_once  # type: ignore[method-assign]
+SessionUnit.after_commit = at_once  # type: ignore[method-assign]
+
+__all__ = ["app", "cloacina", "poison", "work"]

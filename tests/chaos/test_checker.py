@@ -1,0 +1,169 @@
+"""The checker finds each thing that must not be in a history, and nothing in one where all is well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from chaos.checker import BUDGET, EFFECTS, FOREIGN, LOST, NEEDLESS, PROCESSES, RAN_TWICE, STUCK, TWICE, check
+from chaos.faults import Done
+from chaos.history import Effect, Event, History, Line, Row
+from chaos.plan import Planned
+
+TENANT = "tenant_one"
+BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    """An instant of the made-up run."""
+    return BEGIN + timedelta(seconds=seconds)
+
+
+def event(kind: str, attempt: int, seconds: float = 1.0) -> Event:
+    """An event of the execution `a`, by worker 7."""
+    return Event(tenant=TENANT, execution_id="a", at=at(seconds), kind=kind, attempt=attempt, worker_id=7)
+
+
+def line(attempt: int) -> Line:
+    """A start of user code of `a`."""
+    return Line(execution_id="a", attempt=attempt, tenant=TENANT, pid=1, at=at(1))
+
+
+@pytest.fixture
+def history() -> History:
+    """One execution whose first run was lost with its worker, and whose second succeeded."""
+    return History(
+        planned={"a": Planned(id="a", tenant=TENANT, kind="plain", order={})},
+        rows=[
+            Row(tenant=TENANT, id="a", state="succeeded", attempt=2, failures=0, recoveries=1, releases=0,
+                meant_for=TENANT)
+        ],
+        events=[
+            event("submitted", 0, 0), event("claimed", 1, 1), event("recovered", 1, 5), event("claimed", 2, 6),
+            event("succeeded", 2, 7),
+        ],
+        effects=[Effect(tenant=TENANT, execution_id="a", attempt=2, meant_for=TENANT)],
+        lines=[line(1), line(2)],
+        faults=[Done(kind="kill -9 of a worker", at=at(4), detail="", pids=(77,))],
+        worker_pids={7: 77},
+        calm_until=at(4),
+    )  # fmt: skip
+
+
+def kinds(history: History) -> set[str]:
+    """What the checker finds."""
+    return {finding.kind for finding in check(history).findings}
+
+
+def test_a_history_in_which_all_is_well(history: History) -> None:
+    verdict = check(history)
+    assert verdict.is_clean
+    assert (verdict.executions, verdict.attempts, verdict.recoveries) == (1, 2, 1)
+
+
+def test_recovery_is_measured_from_the_fault_to_the_next_claim(history: History) -> None:
+    assert check(history).recovery_times == [2.0]
+
+
+def test_the_loss_of_a_message_is_measured_too(history: History) -> None:
+    history.faults = [Done(kind="queue emptied", at=at(0.5), detail="", lost_ids=("a",))]
+    assert check(history).recovery_times == [0.5, 5.0]
+
+
+def test_a_row_that_is_missing(history: History) -> None:
+    history.rows, history.events, history.effects, history.lines = [], [], [], []
+    assert kinds(history) == {LOST}
+
+
+def test_an_end_that_was_not_expected(history: History) -> None:
+    history.rows = [replace(history.rows[0], state="failed", failures=1)]
+    history.events[-1] = event("failed", 2, 7)
+    history.effects = []
+    assert kinds(history) == {LOST}
+
+
+def test_an_order_without_its_execution(history: History) -> None:
+    history.orders = [(TENANT, "b")]
+    assert kinds(history) == {LOST}
+
+
+def test_a_rolled_back_execution_that_is_there(history: History) -> None:
+    history.ghosts = [("a", TENANT)]
+    assert kinds(history) == {LOST}
+
+
+def test_an_execution_that_has_not_ended(history: History) -> None:
+    history.rows = [replace(history.rows[0], state="running")]
+    history.events.pop()
+    history.effects = []
+    assert kinds(history) == {STUCK}
+
+
+@pytest.mark.parametrize("attempts", [[], [2, 2], [1], [1, 2]])
+def test_effects_that_are_not_exactly_those_of_the_settled_attempt(
+    history: History, attempts: list[int]
+) -> None:
+    history.effects = [replace(history.effects[0], attempt=attempt) for attempt in attempts]
+    assert kinds(history) == {EFFECTS}
+
+
+def test_a_second_settlement(history: History) -> None:
+    history.events.append(event("succeeded", 2, 8))
+    assert kinds(history) == {TWICE}
+
+
+def test_a_recovery_of_what_had_been_recovered(history: History) -> None:
+    history.events.insert(3, event("recovered", 1, 5.5))
+    assert kinds(history) == {TWICE}
+
+
+def test_a_settlement_by_a_lost_attempt(history: History) -> None:
+    history.events.insert(4, event("retry_scheduled", 1, 6.5))
+    assert kinds(history) == {TWICE}
+
+
+def test_a_requeue_opens_what_was_settled(history: History) -> None:
+    history.events += [event("requeued", 2, 8), event("claimed", 3, 9), event("cancelled", 3, 10)]
+    assert TWICE not in kinds(history)
+
+
+def test_an_attempt_that_ran_twice(history: History) -> None:
+    history.lines.append(line(2))
+    assert kinds(history) == {RAN_TWICE}
+
+
+def test_a_run_without_a_claim(history: History) -> None:
+    history.lines.append(line(3))
+    assert kinds(history) == {RAN_TWICE}
+
+
+def test_a_row_elsewhere(history: History) -> None:
+    history.rows = [replace(history.rows[0], tenant="tenant_two")]
+    assert kinds(history) == {FOREIGN}
+
+
+def test_an_effect_elsewhere(history: History) -> None:
+    history.effects = [replace(history.effects[0], tenant="tenant_two")]
+    assert kinds(history) == {FOREIGN}
+
+
+def test_an_attempt_that_nothing_explains(history: History) -> None:
+    history.rows = [replace(history.rows[0], recoveries=0)]
+    assert kinds(history) == {BUDGET}
+
+
+def test_a_second_ring_before_any_fault(history: History) -> None:
+    history.events.insert(1, event("rung_again", 0, 0.5))
+    assert kinds(history) == {NEEDLESS}
+
+
+def test_a_second_ring_after_a_fault(history: History) -> None:
+    history.events.insert(3, event("rung_again", 1, 5.5))
+    assert check(history).is_clean
+
+
+def test_a_process_that_ended_by_itself(history: History) -> None:
+    history.ended_badly = ["worker1 ended by itself, with exit code 1"]
+    assert kinds(history) == {PROCESSES}
