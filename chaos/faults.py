@@ -162,7 +162,7 @@ def ring_for_old_attempts(run: Run) -> Done | None:
     ]
     if not rings:
         return None
-    run.cloacina.submitter.publish_rings(rings)
+    run.cloacina.parts.publisher.publish_rings(rings)
     return _done(run, "messages of old attempts", f"{len(rings)}")
 
 

@@ -69,7 +69,7 @@ class Runner:
         settings = dataclasses.replace(self.cloacina.settings, enable_recovery=enable_recovery)
         self._running: dict[str, Held] = {}
         self._keeper = Keeper(
-            self.cloacina.database, settings, self.cloacina.reaper(),
+            self.cloacina.database, settings, self.cloacina.parts.recovery.reaper(),
             name=worker_name(f"runner@{schema}"), tenants=lambda: [schema], held=lambda: list(self._running.values()),
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,30 +9,28 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.imports import symbol_by_name
 
 from cloacina_celery.errors import InvalidPayload
+from cloacina_celery.plugin.submitter import OWN_OPTIONS
+from cloacina_celery.plugin.task import is_durable
 from cloacina_celery.runtime.context import current_unit
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from cloacina_celery.plugin.app import Cloacina
-
-_last_created: contextvars.ContextVar[tuple[str, bool]] = contextvars.ContextVar("cloacina_last_created")
-
-OWN_OPTIONS = ("tenant", "idempotency_key", "session")
+    from cloacina_celery.plugin.parts import Parts
 
 
 class DurableAMQP:
     """Mixed into the app's own AMQP class: durable tasks become rows first, all others pass untouched."""
 
-    cloacina: Cloacina
+    parts: Parts
 
     def as_task_v2(
         self, task_id: str, name: str, args: Any = None, kwargs: Any = None, countdown: Any = None, eta: Any = None,
         *rest: Any, **options: Any,
     ) -> Any:  # fmt: skip
         """Build the message; a durable task's delay stays out of it, since the row keeps it."""
-        durable = self.cloacina.is_durable(name, options)
-        _last_created.set((task_id, durable))
+        durable = is_durable(self.parts.kernel.app, name, options)
+        self.parts.kernel.last_message.note(task_id, is_durable=durable)
         build = super().as_task_v2  # type: ignore[misc]  # of the app's AMQP class, mixed in at install
         if not durable:
             return build(task_id, name, args, kwargs, countdown, eta, *rest, **options)
@@ -49,11 +46,11 @@ class DurableAMQP:
         return send
 
     def _create_task_sender(self) -> Callable[..., Any]:
-        send, cloacina = self.plain_task_sender, self.cloacina
+        send, parts, app = self.plain_task_sender, self.parts, self.parts.kernel.app
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if cloacina.is_durable(name, options):
-                return cloacina.submitter.submit(producer, name, message, send, options)
+            if is_durable(app, name, options):
+                return parts.submitter.submit(producer, name, message, options)
             for option in OWN_OPTIONS:
                 if options.pop(option, None) is not None:
                     raise InvalidPayload(
@@ -63,22 +60,17 @@ class DurableAMQP:
             unit = current_unit()
             if unit is not None and unit.is_settlement:
                 # A plain callback of a durable task: it leaves once the settlement has committed.
-                unit.after_commit(lambda: cloacina.submitter.send_plain(send, name, message, options))
+                unit.after_commit(lambda: parts.publisher.publish_plain(name, message, options))
                 return None
             return send(producer, name, message, **options)
 
         return send_task_message
 
 
-def was_created_durable(task_id: str) -> bool:
-    """Tell whether the message that this context built last is this durable execution's."""
-    return _last_created.get(("", False)) == (task_id, True)
-
-
-def install(app: Celery, cloacina: Cloacina) -> None:
+def install(app: Celery, parts: Parts) -> None:
     """Mix `DurableAMQP` into the app's AMQP class, whether or not the app has used it yet."""
     base = symbol_by_name(app.amqp_cls)
-    mixed = type(f"Durable{base.__name__}", (DurableAMQP, base), {"cloacina": cloacina})
+    mixed = type(f"Durable{base.__name__}", (DurableAMQP, base), {"parts": parts})
     existing = app.__dict__.pop("amqp", None)
     app.amqp_cls = mixed
     if existing is not None:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import builtins
+import fnmatch
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import MAX_INTEGER
-from cloacina_celery.core.tenant import validate_tenant_name
-from cloacina_celery.errors import (
-    ExecutionNotFound,
-    InvalidPayload,
-    InvalidTenantName,
-    TransitionRefused,
-)
-from cloacina_celery.store import catalog, queries
+from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
+from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, InvalidTenantName, TransitionRefused
+from cloacina_celery.store import catalog, migrate, queries
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.queries import Event, Execution
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.parts import Parts
 
 
 class Tenants:
     """The tenants of the database."""
 
-    def __init__(self, cloacina: Cloacina) -> None:
-        self._cloacina = cloacina
+    def __init__(self, parts: Parts) -> None:
+        self._kernel = parts.kernel
 
     def create(self, name: str, *, legacy: bool = False) -> bool:
         """Make a tenant exist, and tell whether it is new.
@@ -41,17 +38,39 @@ class Tenants:
             SchemaMismatch: the tenant is there at another revision.
         """
         validate_tenant_name(name, allow_legacy=legacy)
-        if name == self._cloacina.settings.control_queue:
-            raise InvalidTenantName(name, "it is the control queue, which every worker consumes; choose another")
-        is_new = catalog.create(self._cloacina.database, name, legacy=legacy)
-        self._cloacina.learn_tenant(name)
+        if name == self._kernel.settings.control_queue:
+            raise InvalidTenantName(
+                name, "it is the control queue, which every worker consumes; choose another"
+            )
+        is_new = catalog.create(self._kernel.database, name, legacy=legacy)
+        self._kernel.tenants.learn(name)
         if is_new:
             log("tenant.created", tenant=name)
         return is_new
 
     def list(self) -> list[Tenant]:
         """List the tenants by name."""
-        return catalog.tenants(self._cloacina.database)
+        return catalog.tenants(self._kernel.database)
+
+    def open_for(self, queues: Sequence[str]) -> None:
+        """Make the tenants of a starting worker's queues exist at our revision.
+
+        A queue is a tenant's if the catalog knows it, or if its name matches ``cloacina_auto_create``: then the
+        first start creates it.
+
+        Raises:
+            InvalidTenantName: a name matches but cannot be a tenant's.
+            SchemaMismatch: a tenant, or the catalog, is at a revision that this version cannot work with.
+        """
+        settings, database = self._kernel.settings, self._kernel.database
+        migrate.ensure_catalog(database)
+        patterns = [pattern.strip() for pattern in settings.auto_create.split(",")]
+        ordinary = {self._kernel.app.conf.task_default_queue, settings.control_queue}
+        for queue in queues:
+            if self._kernel.tenants.knows(queue):
+                catalog.create(database, queue, legacy=queue == LEGACY_TENANT)
+            elif queue not in ordinary and any(fnmatch.fnmatchcase(queue, pattern) for pattern in patterns):
+                self.create(queue)
 
     def drop(self, name: str) -> None:
         """Remove a tenant with all that is in its schema; of ``public`` only this package's tables.
@@ -59,15 +78,16 @@ class Tenants:
         Raises:
             UnknownTenant: there is none of this name.
         """
-        catalog.drop(self._cloacina.database, name)
-        self._cloacina.forget_tenant(name)
+        catalog.drop(self._kernel.database, name)
+        self._kernel.tenants.forget(name)
 
 
 class Executions:
     """The executions of one tenant."""
 
-    def __init__(self, cloacina: Cloacina, tenant: str) -> None:
-        self._cloacina = cloacina
+    def __init__(self, parts: Parts, tenant: str) -> None:
+        self._kernel = parts.kernel
+        self._publisher = parts.publisher
         self.tenant = tenant
 
     def get(self, execution_id: str) -> Execution:
@@ -78,7 +98,7 @@ class Executions:
         """
         if not is_text(execution_id):
             raise ExecutionNotFound(self.tenant, execution_id)
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             found = queries.get(cursor, self.tenant, execution_id)
         if found is None:
             raise ExecutionNotFound(self.tenant, execution_id)
@@ -96,14 +116,14 @@ class Executions:
             _check_text("task", task)
         if not _is_count(limit):
             raise InvalidPayload(f"limit is a whole number of at least 1, not {limit!r}")
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.list_(
                 cursor, self.tenant, state=State(state) if state else None, task=task, limit=limit
             )
 
     def count(self) -> dict[State, int]:
         """Count executions by state."""
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.count(cursor, self.tenant)
 
     def history(self, execution_id: str) -> builtins.list[Event]:
@@ -113,7 +133,7 @@ class Executions:
             ExecutionNotFound: the tenant has none of this id.
         """
         self.get(execution_id)
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             return queries.history(cursor, self.tenant, execution_id)
 
     def cancel(self, execution_id: str, *, reason: str = "cancelled by an operator") -> Execution:
@@ -125,7 +145,7 @@ class Executions:
         """
         self.get(execution_id)
         _check_text("reason", reason)
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             is_cancelled = queries.cancel(cursor, self.tenant, execution_id, reason=reason)
         found = self.get(execution_id)
         if not is_cancelled:
@@ -143,7 +163,7 @@ class Executions:
         """
         self.get(execution_id)
         _check_text("reason", reason)
-        with self._cloacina.rows(self.tenant) as cursor:
+        with self._kernel.rows(self.tenant) as cursor:
             ring = queries.requeue(cursor, self.tenant, execution_id, reason=reason)
         found = self.get(execution_id)
         if ring is None:
@@ -153,7 +173,7 @@ class Executions:
                 else "only failed, abandoned and cancelled ones can be"
             )
             raise TransitionRefused(execution_id, found.state, "requeue", hint)
-        self._cloacina.submitter.publish_rings([ring])
+        self._publisher.publish_rings([ring])
         return found
 
 

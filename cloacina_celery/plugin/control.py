@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, signals
-from celery.app.task import Context
 
+from cloacina_celery.core.settings import Settings
 from cloacina_celery.plugin.doorbell import DoorbellStep
 from cloacina_celery.plugin.task import ACCUMULATE_TASK, DurableTask
 from cloacina_celery.plugin.worker import KeeperStep
@@ -15,8 +15,7 @@ from cloacina_celery.telemetry import logger
 if TYPE_CHECKING:
     from celery import Celery
 
-    from cloacina_celery.plugin.app import Cloacina
-    from cloacina_celery.plugin.envelope import Envelope
+    from cloacina_celery.plugin.parts import Parts
 
 SWEEP_TASK = "cloacina.sweep"
 BEAT_ENTRY = "cloacina-sweep"
@@ -35,21 +34,22 @@ class SweepTask(Task):
         """Return the handler of this task's messages."""
 
         def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
-            if app.cloacina.keeper is not None:
-                app.cloacina.keeper.sweep_all_soon()
+            keeper = app.cloacina.parts.kernel.keeper
+            if keeper is not None:
+                keeper.sweep_all_soon()
             ack(logger, consumer.connection_errors)
 
         return handle
 
 
-def install(app: Celery, cloacina: Cloacina) -> None:
+def install(app: Celery, parts: Parts) -> None:
     """Register the sweep task, its beat entry, and the worker's keeper."""
 
     # Lazily: registering at once would finalize an app whose module is still being read.
     @app.task(name=SWEEP_TASK, base=SweepTask, shared=False)
     def sweep() -> int:
         """Sweep all tenants here and now, where the task is called without a worker."""
-        return cloacina.sweep()
+        return parts.recovery.reaper().sweep_all()
 
     @app.task(name=ACCUMULATE_TASK, base=DurableTask, shared=False)
     def accumulate(*results: Any, index: int | None = None) -> Any:
@@ -60,34 +60,27 @@ def install(app: Celery, cloacina: Cloacina) -> None:
     app.steps["consumer"].add(DoorbellStep)
 
     def add_to_schedule(**_: Any) -> None:
-        if cloacina.settings.enable_recovery:
-            app.conf.beat_schedule = {BEAT_ENTRY: beat_entry(cloacina), **app.conf.beat_schedule}
+        if parts.kernel.settings.enable_recovery:
+            app.conf.beat_schedule = {BEAT_ENTRY: beat_entry(parts.kernel.settings), **app.conf.beat_schedule}
 
     def add_to_running_beat(sender: Any, **_: Any) -> None:
         # An app may have assigned beat_schedule anew after it was finalized.
         if (
             sender.app is app
-            and cloacina.settings.enable_recovery
+            and parts.kernel.settings.enable_recovery
             and BEAT_ENTRY not in sender.scheduler.schedule
         ):
-            sender.scheduler.add(name=BEAT_ENTRY, **beat_entry(cloacina))
+            sender.scheduler.add(name=BEAT_ENTRY, **beat_entry(parts.kernel.settings))
 
     app.on_after_finalize.connect(add_to_schedule, weak=False)
     signals.beat_init.connect(add_to_running_beat, weak=False)
 
 
-def beat_entry(cloacina: Cloacina) -> dict[str, Any]:
+def beat_entry(settings: Settings) -> dict[str, Any]:
     """Return the entry by which beat has all tenants swept."""
-    settings = cloacina.settings
     return {
         "task": SWEEP_TASK,
         "schedule": settings.sweep_interval,
         # A sweep that nobody took in time is worth nothing: the next one does all of its work.
         "options": {"queue": settings.control_queue, "expires": settings.sweep_interval},
     }
-
-
-def context_of(envelope: Envelope) -> Context:
-    """Make the request context that Celery's failure hooks expect from a stored message."""
-    args, kwargs, embed = envelope.body
-    return Context({**envelope.headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}})

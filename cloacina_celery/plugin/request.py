@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Terminated, TimeLimitExceeded
@@ -10,6 +10,9 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.recovery import Recovery
 
 
 class DurableRequest(Request):
@@ -23,6 +26,11 @@ class DurableRequest(Request):
         if not isinstance(tenant, str) or not isinstance(attempt, int):
             return None
         return tenant, self.id, attempt
+
+    @property
+    def _recovery(self) -> Recovery:
+        recovery: Recovery = self._app.cloacina.parts.recovery
+        return recovery
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Recover the attempt if its process died; whatever the child itself reported is settled already."""
@@ -40,7 +48,7 @@ class DurableRequest(Request):
             self._announce_revoked("terminated", True, str(exc), False)
             return
         if self.held is not None:
-            self._app.cloacina.attempt_lost(*self.held, reason=f"its process died: {exc}")
+            self._recovery.attempt_lost(*self.held, reason=f"its process died: {exc}")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Settle an attempt that ran into its hard time limit as failed, by its policy."""
@@ -50,14 +58,14 @@ class DurableRequest(Request):
         state.task_ready(self)
         self.acknowledge()
         if self.held is not None and not state.should_terminate:
-            self._app.cloacina.attempt_timed_out(
+            self._recovery.attempt_timed_out(
                 *self.held, error=TimeLimitExceeded(timeout), request=self._context
             )
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
         super()._announce_cancelled(emit_retry)
         if self.held is not None:
-            self._app.cloacina.attempt_cancelled_by_worker(*self.held)
+            self._recovery.attempt_ended_by_worker(*self.held)
 
 
 def held_attempts() -> list[tuple[str, str, int]]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as WaitedTooLong
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult
 from kombu.utils.uuid import uuid
 
 from cloacina_celery.core.lifecycle import State
-from cloacina_celery.errors import InvalidPayload, TenantNotBound
+from cloacina_celery.errors import TenantNotBound
 from cloacina_celery.plugin.envelope import load_json
 from cloacina_celery.runtime.context import bound_tenant, current_unit, leave_attempt
 from cloacina_celery.store import chords, executions, queries
 from cloacina_celery.store.executions import Submission
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.kernel import Kernel
+
+OnRevoked = Callable[[str, str, Any], None]
+"""Told the id, the reason and the request of a task that was revoked."""
 
 FIRST_NAP = 0.002
 LONGEST_NAP = 0.25
@@ -61,20 +64,21 @@ class DurableBackend(SyncBackendMixin, Backend):
     persistent = True
     supports_autoexpire = True
 
-    def __init__(self, app: Any, *, cloacina: Cloacina, tenant: str | None = None) -> None:
-        super().__init__(app=app, serializer="json")
-        self._cloacina = cloacina
+    def __init__(self, kernel: Kernel, on_revoked: OnRevoked, tenant: str | None = None) -> None:
+        super().__init__(app=kernel.app, serializer="json")
+        self._kernel = kernel
+        self._on_revoked = on_revoked
         self._tenant = tenant
 
     def _tenant_of(self, task_id: str) -> str:
-        tenant = self._tenant or self._cloacina.locate(task_id) or bound_tenant()
+        tenant = self._tenant or self._kernel.locations.find(task_id) or bound_tenant()
         if tenant is None:
             raise TenantNotBound(f"the result of execution {task_id}")
         return tenant
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         tenant = self._tenant_of(task_id)
-        with self._cloacina.rows(tenant) as cursor:
+        with self._kernel.rows(tenant) as cursor:
             found = queries.outcome(cursor, tenant, task_id)
         if found is None:
             return {
@@ -125,7 +129,7 @@ class DurableBackend(SyncBackendMixin, Backend):
     def cancel(self, task_id: str) -> None:
         """End the execution if it has not ended."""
         tenant = self._tenant_of(task_id)
-        with self._cloacina.rows(tenant) as cursor:
+        with self._kernel.rows(tenant) as cursor:
             queries.cancel(cursor, tenant, task_id, reason="revoked")
 
     def _forget(self, task_id: str) -> None:
@@ -147,7 +151,7 @@ class DurableBackend(SyncBackendMixin, Backend):
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = ""
     ) -> None:
         """Cancel the row of a task that was revoked, or that expired before anybody ran it."""
-        self._cloacina.on_revoked(task_id, reason or "revoked", request)
+        self._on_revoked(task_id, reason or "revoked", request)
 
     def after_failure(self, request: Any, error: BaseException, traceback: str | None) -> None:
         """Let everything that waits for a failed execution know: chord, chain and errbacks, as Celery does.
@@ -221,97 +225,29 @@ class DurableBackend(SyncBackendMixin, Backend):
             self.store_result(task_id, exc, states.FAILURE)
 
 
-class AppBackend:
-    """The app's own result backend, with durable tasks' ids and chords answered from their rows.
+class Backends:
+    """The result backends of one app: one for each tenant, and one that finds the tenant out."""
 
-    Everything about other tasks goes to the backend that the app is configured with.
-    """
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._backends: dict[str | None, DurableBackend] = {}
+        self.on_revoked: OnRevoked = lambda _execution_id, _reason, _request: None
 
-    def __init__(self, app: Any, url: str | None = None) -> None:
-        from celery.app import backends
+    def of(self, tenant: str | None) -> DurableBackend:
+        """Return a tenant's backend; without a tenant, the one that finds out."""
+        backend = self._backends.get(tenant)
+        if backend is None:
+            backend = self._backends[tenant] = DurableBackend(self._kernel, self._revoked, tenant)
+        return backend
 
-        self._cloacina: Cloacina = app.cloacina
-        backend, found_url = backends.by_url(app.conf.result_backend, app.loader)
-        self._original = backend(app=app, url=found_url)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def _durable_for(self, task_id: str) -> DurableBackend | None:
-        tenant = self._cloacina.locate(task_id) or bound_tenant()
+    def find(self, execution_id: str) -> DurableBackend | None:
+        """Return the backend that has a row of this id in the tenant that is bound or known."""
+        tenant = self._kernel.locations.find(execution_id) or bound_tenant()
         if tenant is None:
             return None
-        with self._cloacina.database.statement() as cursor:
-            known = queries.outcome(cursor, tenant, task_id) is not None
-        return self._cloacina.backend_for(tenant) if known else None
+        with self._kernel.database.statement() as cursor:
+            is_known = queries.outcome(cursor, tenant, execution_id) is not None
+        return self.of(tenant) if is_known else None
 
-    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
-        """Answer from the row where there is one."""
-        return (self._durable_for(task_id) or self._original).get_task_meta(task_id, cache=cache)
-
-    def get_state(self, task_id: str) -> Any:
-        """Answer from the row where there is one."""
-        return self.get_task_meta(task_id)["status"]
-
-    def wait_for_pending(self, result: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wait on the row where there is one."""
-        return (self._durable_for(result.id) or self._original).wait_for_pending(result, *args, **kwargs)
-
-    def on_task_call(self, producer: Any, task_id: str) -> Any:
-        """Keep a durable submission independent of the other backend."""
-        from cloacina_celery.plugin.amqp import was_created_durable
-
-        return None if was_created_durable(task_id) else self._original.on_task_call(producer, task_id)
-
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """Let a chord of durable tasks be counted by their rows."""
-        group_id, results = header_result_args[0], header_result_args[1]
-        plain = [result for result in _leaves(results) if not isinstance(result, DurableResult)]
-        if plain and any(_is_durable(result) for result in results):
-            raise InvalidPayload(
-                f"{len(plain)} of the {len(list(_leaves(results)))} tasks in a chord's header are plain and the "
-                "others durable; the rows cannot count what has none: make all of them durable, or none"
-            )
-        if results and not plain:
-            self._cloacina.expect_chord(group_id)
-            return None
-        return self._original.apply_chord(header_result_args, body, **kwargs)
-
-    def ensure_chords_allowed(self) -> None:
-        """Allow them: those of durable tasks need no backend, for others it is asked when they start."""
-
-    def iter_native(self, result: Any, **kwargs: Any) -> Any:
-        """Wait for each result where it is kept, if some of a group's are in rows."""
-        if not any(_is_durable(one) for one in result.results):
-            return self._original.iter_native(result, **kwargs)
-        return self._iter_each(result.results, kwargs.get("timeout"))
-
-    @staticmethod
-    def _iter_each(results: Any, timeout: float | None) -> Any:
-        for one in results:
-            if isinstance(one, ResultSet):
-                yield one.id, one.results
-                continue
-            one.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
-            yield one.id, one._get_task_meta()
-
-    def set_chord_size(self, group_id: str, size: int) -> Any:
-        """Enter the size of a durable chord with the submission of its last member."""
-        if self._cloacina.is_expected_chord(group_id):
-            self._cloacina.set_chord_size(group_id, size)
-            return None
-        return self._original.set_chord_size(group_id, size)
-
-
-def _is_durable(result: Any) -> bool:
-    return isinstance(result, DurableResult) or any(
-        _is_durable(child) for child in getattr(result, "results", ())
-    )
-
-
-def _leaves(results: Any) -> Iterator[Any]:
-    for result in results:
-        if isinstance(result, ResultSet):
-            yield from _leaves(result.results)
-        else:
-            yield result
+    def _revoked(self, execution_id: str, reason: str, request: Any) -> None:
+        self.on_revoked(execution_id, reason, request)

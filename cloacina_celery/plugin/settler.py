@@ -1,4 +1,4 @@
-"""Running an attempt: claim before user code, settle after it, and what follows in the same transaction."""
+"""Settling: what an attempt came to is recorded together with its effects and with what follows from it."""
 
 from __future__ import annotations
 
@@ -6,37 +6,33 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
+from celery import Task
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
 from cloacina_celery.core.lifecycle import Fail, Retry
-from cloacina_celery.core.retry import lineage
 from cloacina_celery.errors import (
-    CloacinaError,
     DatabaseUnavailable,
     InvalidPayload,
-    InvalidTenantName,
     LeaseLost,
-    MessageRefused,
-    UnknownTenant,
 )
-from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER, dump_json
+from cloacina_celery.plugin.claimer import Claimer
+from cloacina_celery.plugin.envelope import dump_json
+from cloacina_celery.plugin.failures import describe_error, lineage_of, retry_after
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit, current_worker_id
+from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import executions, queries
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, is_disconnect
+from cloacina_celery.store.database import Cursor, is_disconnect
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
-    from cloacina_celery.plugin.task import DurableTask
+    from cloacina_celery.plugin.kernel import Kernel
 
 Body = Callable[[], Any]
 
@@ -46,10 +42,11 @@ MAX_BACKOFF = 5.0
 class Settler:
     """Carry attempts from their message to their settled row."""
 
-    def __init__(self, cloacina: Cloacina) -> None:
-        self._cloacina = cloacina
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._claimer = Claimer(kernel)
 
-    def run(self, task: DurableTask, body: Body) -> Any:
+    def run(self, task: Task, body: Body) -> Any:
         """Claim the attempt that the current message rings for, run ``body``, and settle the outcome.
 
         Raises:
@@ -57,72 +54,14 @@ class Settler:
             celery.exceptions.Retry: the row is pending again, for Celery's hooks and logs.
             Exception: the body's own, after the row has been settled as failed.
         """
-        attempt = self._claim(task)
+        attempt = self._claimer.claim(task)
         try:
             with bind_attempt(attempt):
                 return self._run_claimed(task, attempt, body)
         finally:
             attempt.discard_session()
 
-    def _claim(self, task: DurableTask) -> Attempt:
-        request = task.request
-        headers = request.headers or {}
-        tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
-        try:
-            self._check_message(tenant, number, request)
-        except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
-            log("message.refused", execution_id=request.id, task=task.name, error=error)
-            raise Ignore(str(error)) from error
-        assert isinstance(tenant, str)
-        assert isinstance(number, int)
-        cloacina = self._cloacina
-        database = cloacina.database
-        backoff = 0.1
-        while True:
-            try:
-                with database.statement() as cursor:
-                    claim = executions.claim(
-                        cursor,
-                        tenant,
-                        request.id,
-                        attempt=number,
-                        worker_id=current_worker_id() or cloacina.worker_id,
-                        lease_ttl=cloacina.settings.lease_ttl,
-                        policy=cloacina.stored_policy_of(task),
-                        prepare=database.prepared_statements,
-                    )
-                break
-            except DatabaseUnavailable as error:
-                log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
-                time.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, MAX_BACKOFF)
-            except (UndefinedTable, InvalidSchemaName) as error:
-                cloacina.forget_tenant(tenant)
-                log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
-                raise Ignore(f"tenant {tenant} is gone") from error
-        if claim is None:
-            log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
-            raise Ignore(f"stale or duplicate message for attempt {number}")
-        return Attempt(
-            database=database, tenant=tenant, id=request.id, task=task.name, attempt=claim.attempt,
-            failures=claim.failures, recoveries=claim.recoveries,
-        )  # fmt: skip
-
-    def _check_message(self, tenant: object, number: object, request: Any) -> None:
-        if not isinstance(tenant, str) or not isinstance(number, int) or isinstance(number, bool):
-            raise MessageRefused(
-                f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
-                "cloacina_celery; send durable tasks through an app that has the plugin"
-            )
-        queue = (request.delivery_info or {}).get("routing_key")
-        if queue is not None and queue != tenant:
-            raise MessageRefused(
-                f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
-                "messages travel in the queue of its name only"
-            )
-        self._cloacina.require_known(tenant)
-
-    def _run_claimed(self, task: DurableTask, attempt: Attempt, body: Body) -> Any:
+    def _run_claimed(self, task: Task, attempt: Attempt, body: Body) -> Any:
         try:
             result = body()
         except Ignore as ignored:
@@ -148,7 +87,7 @@ class Settler:
 
     # Succeeding
 
-    def _settle_succeeded(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+    def _settle_succeeded(self, task: Task, attempt: Attempt, result: Any) -> None:
         request = task.request
         try:
             stored = (
@@ -192,7 +131,7 @@ class Settler:
             raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
 
     def _commit_with_session(
-        self, task: DurableTask, attempt: Attempt, result: Any, stored: str | None, *, follows: bool
+        self, task: Task, attempt: Attempt, result: Any, stored: str | None, *, follows: bool
     ) -> None:
         session = attempt.session
         assert session is not None
@@ -203,7 +142,7 @@ class Settler:
                 self._follow_success(task, attempt, result)
         session.commit()
 
-    def _follow_success(self, task: DurableTask, attempt: Attempt, result: Any) -> None:
+    def _follow_success(self, task: Task, attempt: Attempt, result: Any) -> None:
         request, app = task.request, task.app
         options = {"parent_id": attempt.id, "root_id": request.root_id or attempt.id}
         if app.conf.task_inherit_parent_priority:
@@ -218,7 +157,7 @@ class Settler:
 
     # Failing
 
-    def _settle_failed(self, task: DurableTask, attempt: Attempt, error: Exception) -> Any:
+    def _settle_failed(self, task: Task, attempt: Attempt, error: Exception) -> Any:
         attempt.discard_session()
         einfo = ExceptionInfo()
         described = describe_error(task, error, einfo.traceback)
@@ -226,7 +165,7 @@ class Settler:
             with settlement(attempt.database, attempt.tenant) as unit:
                 decision = executions.fail(
                     unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
-                    lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+                    lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
                     retry_after=retry_after(error),
                 )  # fmt: skip
                 if decision is None:
@@ -243,7 +182,7 @@ class Settler:
             case Fail():
                 raise error
 
-    def _settle_requested_retry(self, task: DurableTask, attempt: Attempt, retry: CeleryRetry) -> None:
+    def _settle_requested_retry(self, task: Task, attempt: Attempt, retry: CeleryRetry) -> None:
         attempt.discard_session()
         requested = attempt.requested_retry
         cause = retry.exc or retry
@@ -265,7 +204,7 @@ class Settler:
         except DatabaseUnavailable as unavailable:
             self._after_lost_answer(attempt, unavailable)
 
-    def _settle_ignored(self, task: DurableTask, attempt: Attempt, ignored: Ignore) -> None:
+    def _settle_ignored(self, task: Task, attempt: Attempt, ignored: Ignore) -> None:
         replacement = attempt.replacement
         try:
             if replacement is None:
@@ -287,7 +226,7 @@ class Settler:
         except DatabaseUnavailable as unavailable:
             self._after_lost_answer(attempt, unavailable)
 
-    def _settle_rejected(self, task: DurableTask, attempt: Attempt, rejected: Reject) -> None:
+    def _settle_rejected(self, task: Task, attempt: Attempt, rejected: Reject) -> None:
         if not rejected.requeue:
             try:
                 self._settle_failed(task, attempt, rejected)
@@ -303,12 +242,12 @@ class Settler:
         self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any
     ) -> None:
         """Settle an attempt whose hard time limit is over, from the worker's main process."""
-        task = self._cloacina.app.tasks[request.task]
-        with bind_tenant(tenant), settlement(self._cloacina.database, tenant) as unit:
+        task = self._kernel.app.tasks[request.task]
+        with bind_tenant(tenant), settlement(self._kernel.database, tenant) as unit:
             bound(unit.cursor())
             decision = executions.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
-                lineage=_lineage(error), random=random.random(), default_policy=self._cloacina.policy_of(task),
+                lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
             )  # fmt: skip
             if isinstance(decision, Fail):
                 task.backend.after_failure(request, error, None)
@@ -350,45 +289,3 @@ class Settler:
             except DatabaseUnavailable:
                 time.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF)
-
-
-def describe_error(task: DurableTask, error: BaseException, traceback: str | None) -> dict[str, Any]:
-    """Describe an exception the way a row keeps it and Celery rebuilds it."""
-    return {**task.backend.prepare_exception(error, "json"), "traceback": traceback}
-
-
-def retry_after(error: BaseException) -> float | None:
-    """Read how long an exception asks us to wait, in seconds.
-
-    Either its ``retry_after`` (seconds or a timedelta), or the ``Retry-After`` header of its ``response``
-    (RFC 9110, section 10.2.3: seconds or a date), as the exceptions of requests and httpx carry it.
-    """
-    wish: Any = getattr(error, "retry_after", None)
-    if wish is None:
-        headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        wish = headers.get("Retry-After") if hasattr(headers, "get") else None
-    if isinstance(wish, timedelta):
-        wish = wish.total_seconds()
-    if isinstance(wish, str):
-        wish = _seconds_of(wish)
-    if isinstance(wish, (int, float)) and not isinstance(wish, bool):
-        return max(float(wish), 0.0)
-    return None
-
-
-def _seconds_of(header: str) -> float | None:
-    try:
-        return float(header)
-    except ValueError:
-        pass
-    try:
-        return (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return None
-
-
-def _lineage(error: BaseException) -> tuple[str, ...]:
-    if isinstance(error, (CloacinaError, Reject)):
-        # Ours say that something is wrong with the call itself; a second run would say it again.
-        return (f"{type(error).__module__}.{type(error).__qualname__}",)
-    return lineage(type(error))

@@ -18,11 +18,12 @@ from cloacina_celery.runtime.context import bind_tenant, bound_tenant, current_a
 from cloacina_celery.telemetry import log, logger
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
+    from celery import Celery
+
+    from cloacina_celery.plugin.parts import Parts
     from cloacina_celery.plugin.results import DurableBackend
 
 
-NO_RETRY = RetryPolicy(max_attempts=1)
 UNLIMITED = 2**31 - 1
 ACCUMULATE_TASK = "cloacina.accumulate"
 
@@ -46,24 +47,25 @@ class DurableTask(Task):
     max_recoveries: int | None = None
 
     @property
-    def cloacina(self) -> Cloacina:
-        """The plugin on this task's app.
+    def parts(self) -> Parts:
+        """The plugin's parts on this task's app.
 
         Raises:
             SettingsError: the app has none.
         """
-        cloacina: Cloacina | None = getattr(self.app, "cloacina", None)
-        if cloacina is None:
+        plugin = getattr(self.app, "cloacina", None)
+        if plugin is None:
             raise SettingsError(
                 f"task {self.name} is durable but its app {self.app.main!r} has no plugin: "
                 "write Cloacina(app, database_url=...) where the app is made"
             )
-        return cloacina
+        parts: Parts = plugin.parts
+        return parts
 
     @property
     def backend(self) -> DurableBackend:
         """Celery's result backend of this task: the rows."""
-        return self.cloacina.backend_for(None)
+        return self.parts.backends.of(None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run durably when a worker calls, and as a plain function otherwise."""
@@ -81,7 +83,7 @@ class DurableTask(Task):
             self.before_start_of_user(request.id, args, kwargs)
             return run(*args, **kwargs)
 
-        return self.cloacina.settler.run(self, body)
+        return self.parts.settler.run(self, body)
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
         """Return Celery's handler of this task's messages, which a message that nobody should have sent cannot stop."""
@@ -117,29 +119,29 @@ class DurableTask(Task):
     def before_start_of_user(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Do nothing: the task has no ``before_start`` of its own."""
 
-    @classmethod
-    def retry_policy_of(cls, task: DurableTask) -> RetryPolicy:
-        """Return the task's policy: its own, or the one that Celery's autoretry settings mean.
+    @property
+    def effective_retry_policy(self) -> RetryPolicy:
+        """The policy that new executions are given: the task's own, or the one Celery's autoretry settings mean.
 
         Without either an exception is final, as Celery has it.
         """
-        if task.cloacina_retry is not None:
-            return task.cloacina_retry
-        retry_for = tuple(getattr(task, "autoretry_for", ()))
+        if self.cloacina_retry is not None:
+            return self.cloacina_retry
+        retry_for = tuple(getattr(self, "autoretry_for", ()))
         if not retry_for:
-            return NO_RETRY
-        retry_kwargs: dict[str, Any] = getattr(task, "retry_kwargs", {})
-        max_retries = retry_kwargs.get("max_retries", task.max_retries)
-        backoff = float(getattr(task, "retry_backoff", False))
-        countdown: Any = retry_kwargs.get("countdown", task.default_retry_delay)
+            return RetryPolicy(max_attempts=1)
+        retry_kwargs: dict[str, Any] = getattr(self, "retry_kwargs", {})
+        max_retries = retry_kwargs.get("max_retries", self.max_retries)
+        backoff = float(getattr(self, "retry_backoff", False))
+        countdown: Any = retry_kwargs.get("countdown", self.default_retry_delay)
         return RetryPolicy(
             max_attempts=UNLIMITED if max_retries is None else max_retries + 1,
             initial_delay=max(1.0, backoff) if backoff else countdown,
             backoff="exponential" if backoff else "fixed",
-            max_delay=getattr(task, "retry_backoff_max", 600) if backoff else countdown,
-            jitter="full" if backoff and getattr(task, "retry_jitter", True) else False,
+            max_delay=getattr(self, "retry_backoff_max", 600) if backoff else countdown,
+            jitter="full" if backoff and getattr(self, "retry_jitter", True) else False,
             retry_on=retry_for,
-            give_up_on=tuple(getattr(task, "dont_autoretry_for", ())),
+            give_up_on=tuple(getattr(self, "dont_autoretry_for", ())),
         )
 
     def apply_async(
@@ -167,7 +169,7 @@ class DurableTask(Task):
                 raise InvalidPayload(f"idempotency_key is a non-empty string, not {key!r}")
             if task_id is not None:
                 raise InvalidPayload("pass either task_id or idempotency_key: the key decides the id")
-            tenant = self.cloacina.submitter.resolve_tenant(
+            tenant = self.parts.submitter.resolve_tenant(
                 self.name, options.get("tenant"), options.get("queue")
             )
             task_id = id_for_key(tenant, key)
@@ -187,8 +189,8 @@ class DurableTask(Task):
         self, task_id: str, **kwargs: Any
     ) -> DurableResult:
         """Return the result object of one of this task's executions."""
-        cloacina = self.cloacina
-        backend = cloacina.backend_for(cloacina.locate(task_id) or bound_tenant())
+        parts = self.parts
+        backend = parts.backends.of(parts.kernel.locations.find(task_id) or bound_tenant())
         return DurableResult(task_id, backend=backend, task_name=self.name, app=self.app, **kwargs)
 
     def replace(self, sig: Any) -> Any:
@@ -206,8 +208,8 @@ class DurableTask(Task):
         if attempt is None or self.request.is_eager:
             return super().on_replace(sig)
         for call in _calls_in(sig):
-            if call.options.get("task_id") == attempt.id and not self.cloacina.is_durable(
-                call.task, call.options
+            if call.options.get("task_id") == attempt.id and not is_durable(
+                self.app, call.task, call.options
             ):
                 raise InvalidPayload(
                     f"{self.name} cannot be replaced by {call.task}, which is not a durable task and would "
@@ -227,6 +229,12 @@ def _check_time_limit(limits: object) -> None:
         or not all(limit is None or isinstance(limit, (int, float)) for limit in limits)
     ):
         raise InvalidTaskError(f"timelimit is a pair of seconds, not {limits!r}")
+
+
+def is_durable(app: Celery, name: str, options: dict[str, Any]) -> bool:
+    """Tell whether a message is a durable call: by its task, or, where that is elsewhere, by its tenant."""
+    task = app._tasks.get(name)
+    return isinstance(task, DurableTask) or (task is None and options.get("tenant") is not None)
 
 
 def _calls_in(sig: Any) -> Iterator[Any]:

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError
+from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import held_attempts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.telemetry import logger
 
 if TYPE_CHECKING:
-    from cloacina_celery.plugin.app import Cloacina
+    from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.parts import Parts
 
 EX_CONFIG = 78
 """The exit code of a worker that refuses to start (sysexits.h)."""
 
-
 CHILD_CHECK_INTERVAL = 0.2
+"""Seconds between two looks for dead children of the pool."""
 
 
 class KeeperStep(bootsteps.StartStopStep):
@@ -29,25 +31,26 @@ class KeeperStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> Keeper:
         """Open the tenants of the worker's queues and make the keeper; refuse to start if one cannot be served."""
-        cloacina: Cloacina = worker.app.cloacina
+        parts: Parts = worker.app.cloacina.parts
+        kernel = parts.kernel
         queues = worker.app.amqp.queues
         try:
-            cloacina.open_tenants(list(queues.consume_from))
+            Tenants(parts).open_for(list(queues.consume_from))
             keeper = Keeper(
-                cloacina.database,
-                cloacina.settings,
-                cloacina.reaper(),
+                kernel.database,
+                kernel.settings,
+                parts.recovery.reaper(),
                 name=worker_name(worker.hostname),
-                tenants=lambda: [name for name in list(queues.consume_from) if cloacina.knows(name)],
+                tenants=lambda: [name for name in list(queues.consume_from) if kernel.tenants.knows(name)],
                 held=held_attempts,
             )
         except CloacinaError as error:
             logger.critical("cannot start: %s", error)
             print(f"cloacina: cannot start: {error}", file=sys.stderr)
             raise SystemExit(EX_CONFIG) from None
-        queues.select_add(cloacina.settings.control_queue)
+        queues.select_add(kernel.settings.control_queue)
         _prepare_green_pool(worker)
-        cloacina.keeper, cloacina.worker_id = keeper, keeper.worker_id
+        kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         return keeper
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
@@ -72,7 +75,8 @@ class KeeperStep(bootsteps.StartStopStep):
     def _sign_off(self, worker: Any, reason: str) -> None:
         if self.obj is not None:
             self.obj.stop(reason=reason)
-            worker.app.cloacina.keeper = None
+            kernel: Kernel = worker.app.cloacina.parts.kernel
+            kernel.keeper = None
 
 
 def _prepare_green_pool(worker: Any) -> None:

@@ -26,7 +26,7 @@ def new_tenant(stage: Stage, new_tenant_name: Callable[[], str], database_url: s
 
 
 def depth(stage: Stage, tenant: str) -> int:
-    return int(stage.bazaar.cloacina.submitter.queue_depth(tenant))
+    return int(stage.bazaar.cloacina.parts.publisher.queue_depth(tenant))
 
 
 @pytest.mark.parametrize("broker_url", ["redis", "rabbitmq"], indirect=True)

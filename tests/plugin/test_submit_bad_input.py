@@ -275,7 +275,7 @@ def test_a_tenant_that_another_process_dropped_is_unknown_at_its_next_use(place:
         lambda: result.revoke(),
     ]
     for call in calls:
-        cloacina.learn_tenant(tenant)
+        cloacina.parts.kernel.tenants.learn(tenant)
         with pytest.raises(UnknownTenant, match=tenant):
             call()
 

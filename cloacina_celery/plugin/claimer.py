@@ -1,0 +1,93 @@
+"""Claiming: every message is checked, and one of them opens the lease, before any user code runs."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+from celery.exceptions import Ignore
+
+from cloacina_celery.errors import DatabaseUnavailable, InvalidTenantName, MessageRefused, UnknownTenant
+from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
+from cloacina_celery.runtime.attempt import Attempt
+from cloacina_celery.runtime.context import current_worker_id
+from cloacina_celery.store import executions
+from cloacina_celery.store.database import InvalidSchemaName, UndefinedTable
+from cloacina_celery.telemetry import log
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.kernel import Kernel
+
+MAX_BACKOFF = 5.0
+
+
+class Claimer:
+    """Turn messages into attempts, or decline them."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def claim(self, task: Task) -> Attempt:
+        """Open the lease of the attempt that the current message rings for; wait for a database that is away.
+
+        Raises:
+            Ignore: the message is refused, stale or doubled.
+        """
+        request = task.request
+        headers = request.headers or {}
+        tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
+        try:
+            self._check(tenant, number, request)
+        except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
+            log("message.refused", execution_id=request.id, task=task.name, error=error)
+            raise Ignore(str(error)) from error
+        assert isinstance(tenant, str)
+        assert isinstance(number, int)
+        kernel = self._kernel
+        database = kernel.database
+        backoff = 0.1
+        while True:
+            try:
+                with database.statement() as cursor:
+                    claim = executions.claim(
+                        cursor,
+                        tenant,
+                        request.id,
+                        attempt=number,
+                        worker_id=current_worker_id() or kernel.worker_id,
+                        lease_ttl=kernel.settings.lease_ttl,
+                        policy=kernel.stored_policy_of(task),
+                        prepare=database.prepared_statements,
+                    )
+                break
+            except DatabaseUnavailable as error:
+                log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
+                time.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, MAX_BACKOFF)
+            except (UndefinedTable, InvalidSchemaName) as error:
+                kernel.tenants.forget(tenant)
+                log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
+                raise Ignore(f"tenant {tenant} is gone") from error
+        if claim is None:
+            log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
+            raise Ignore(f"stale or duplicate message for attempt {number}")
+        return Attempt(
+            database=database, tenant=tenant, id=request.id, task=task.name, attempt=claim.attempt,
+            failures=claim.failures, recoveries=claim.recoveries,
+        )  # fmt: skip
+
+    def _check(self, tenant: object, number: object, request: Any) -> None:
+        if not isinstance(tenant, str) or not isinstance(number, int) or isinstance(number, bool):
+            raise MessageRefused(
+                f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
+                "cloacina_celery; send durable tasks through an app that has the plugin"
+            )
+        queue = (request.delivery_info or {}).get("routing_key")
+        if queue is not None and queue != tenant:
+            raise MessageRefused(
+                f"the message of {request.id} says tenant {tenant!r} but came from queue {queue!r}: a tenant's "
+                "messages travel in the queue of its name only"
+            )
+        self._kernel.tenants.require(tenant)

@@ -1,0 +1,128 @@
+"""What a process has learnt and may forget: which tenants exist, where its executions are, how big chords are."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from cloacina_celery.core.tenant import validate_tenant_name
+from cloacina_celery.errors import InvalidTenantName, UnknownTenant
+
+REMEMBERED = 10_000
+"""Executions and chords that a process remembers; the oldest are forgotten first."""
+
+UNKNOWN_FOR = 5.0
+"""Seconds for which a name that is no tenant is not looked up again."""
+
+
+class TenantDirectory:
+    """Knows which tenants exist; asks the catalog about names it has not seen.
+
+    Args:
+        look_up: asks the catalog for one name.
+    """
+
+    def __init__(self, look_up: Callable[[str], bool]) -> None:
+        self._look_up = look_up
+        self._known: set[str] = set()
+        self._unknown_until: dict[str, float] = {}
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a tenant exists; a yes is remembered, a no for a few seconds."""
+        if name in self._known:
+            return True
+        if self._unknown_until.get(name, 0.0) > time.monotonic():
+            return False
+        try:
+            validate_tenant_name(name, allow_legacy=True)
+        except InvalidTenantName:
+            return False
+        if self._look_up(name):
+            self.learn(name)
+            return True
+        self._unknown_until[name] = time.monotonic() + UNKNOWN_FOR
+        return False
+
+    def require(self, name: str) -> None:
+        """Do nothing if a tenant exists.
+
+        Raises:
+            InvalidTenantName: no tenant can have this name.
+            UnknownTenant: none has it.
+        """
+        validate_tenant_name(name, allow_legacy=True)
+        if not self.knows(name):
+            raise UnknownTenant(name)
+
+    def learn(self, name: str) -> None:
+        """Remember that the tenant exists."""
+        self._known.add(name)
+        self._unknown_until.pop(name, None)
+
+    def forget(self, name: str) -> None:
+        """Look the tenant up again at its next use."""
+        self._known.discard(name)
+
+
+class Locations:
+    """Remembers which tenant this process submitted an execution to, for results made from the id alone."""
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[str, str] = OrderedDict()
+
+    def remember(self, execution_id: str, tenant: str) -> None:
+        """Remember an execution's tenant."""
+        self._tenants[execution_id] = tenant
+        if len(self._tenants) > REMEMBERED:
+            self._tenants.popitem(last=False)
+
+    def find(self, execution_id: str) -> str | None:
+        """Return an execution's tenant, if this process submitted it."""
+        return self._tenants.get(execution_id)
+
+
+class ChordSizes:
+    """Carries a chord's size from where Celery counts it to the submission of its last member, which comes next."""
+
+    def __init__(self) -> None:
+        self._sizes: OrderedDict[str, int | None] = OrderedDict()
+
+    def expect(self, group_id: str) -> None:
+        """Note that a group's members are counted by their rows."""
+        self._sizes[group_id] = None
+        if len(self._sizes) > REMEMBERED:
+            self._sizes.popitem(last=False)
+
+    def is_expected(self, group_id: str) -> bool:
+        """Tell whether `expect` was called for the group."""
+        return group_id in self._sizes
+
+    def put(self, group_id: str, size: int) -> None:
+        """Note the size of an expected chord."""
+        self._sizes[group_id] = size
+
+    def take(self, group_id: str | None) -> int | None:
+        """Return a chord's size, once."""
+        if group_id is None or self._sizes.get(group_id) is None:
+            return None
+        return self._sizes.pop(group_id)
+
+
+class LastMessage:
+    """Remembers, per context, whether the message that Celery built last is a durable task's.
+
+    Celery builds a message, tells its result backend, and sends it, in this order; the backend is told the id only.
+    """
+
+    def __init__(self) -> None:
+        self._last: ContextVar[tuple[str, bool]] = ContextVar("cloacina_last_message", default=("", False))
+
+    def note(self, execution_id: str, *, is_durable: bool) -> None:
+        """Note the message that was built."""
+        self._last.set((execution_id, is_durable))
+
+    def is_durable(self, execution_id: str) -> bool:
+        """Tell whether the last message was this durable execution's."""
+        return self._last.get() == (execution_id, True)

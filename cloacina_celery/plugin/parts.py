@@ -1,0 +1,41 @@
+"""The plugin's parts, wired together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cloacina_celery.plugin.kernel import Kernel
+from cloacina_celery.plugin.publisher import Publisher
+from cloacina_celery.plugin.recovery import Recovery
+from cloacina_celery.plugin.results import Backends
+from cloacina_celery.plugin.settler import Settler
+from cloacina_celery.plugin.submitter import Submitter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Who does what: each part knows those before it."""
+
+    kernel: Kernel
+    publisher: Publisher
+    submitter: Submitter
+    backends: Backends
+    settler: Settler
+    recovery: Recovery
+
+    @classmethod
+    def make(cls, overrides: dict[str, Any]) -> Self:
+        """Make the parts of one plugin."""
+        kernel = Kernel(overrides)
+        publisher, backends, settler = Publisher(kernel), Backends(kernel), Settler(kernel)
+        recovery = Recovery(kernel, publisher, settler, backends)
+        backends.on_revoked = recovery.revoked
+        return cls(
+            kernel=kernel,
+            publisher=publisher,
+            submitter=Submitter(kernel, publisher),
+            backends=backends,
+            settler=settler,
+            recovery=recovery,
+        )
