@@ -74,9 +74,9 @@ def poison(key: str) -> None:
 @cloacina.task(name="bazaar.hold", retry=QUICK)
 def hold(key: str, directory: str, *, with_note: bool) -> int:
     """Wait for a file, so that nothing but the settlement needs the database."""
-    attempt = record(key)
     if with_note:
         note(key)
+    attempt = record(key)
     eventually((Path(directory) / f"{key}-{attempt}").exists, GATE_PATIENCE, "the file")
     return attempt
 
