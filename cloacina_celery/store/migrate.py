@@ -99,7 +99,9 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
     if found is not None and found not in known_revisions(branch):
         check(cursor, schema, branch)
     quoted = f'"{schema}"' if schema == CATALOG_SCHEMA else quote(schema)
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
+    if connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": quoted}).scalar() is None:
+        # Even with IF NOT EXISTS this needs the right to create schemas, which a role on its own schema lacks.
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
     connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": quoted})
     script = _script(branch)
     with EnvironmentContext(

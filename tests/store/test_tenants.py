@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from cloacina_celery.errors import InvalidTenantName, SchemaMismatch, UnknownTenant
 from cloacina_celery.store import catalog, migrate
+from cloacina_celery.store.database import Database
 from tests.store.rows import Rival, read, run
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
-    from cloacina_celery.store.database import Cursor, Database
+    from cloacina_celery.store.database import Cursor
     from tests.support.databases import Databases
 
 
@@ -29,8 +32,6 @@ def database_url(session_databases: Databases) -> Iterator[str]:
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """The package's view of it."""
-    from cloacina_celery.store.database import Database
-
     made = Database(database_url)
     yield made
     made.dispose()
@@ -129,6 +130,28 @@ def test_the_legacy_tenant_lives_in_public_beside_what_was_there_and_leaves_only
     assert tables == [("orders",)]
     assert execute(observer, "SELECT id FROM public.orders") == [(42,)]
     assert catalog.create(database, "public", legacy=True)
+
+
+def test_a_schema_that_is_there_is_adopted_also_by_a_role_that_may_create_none(
+    database: Database, database_url: str, observer: extensions.connection, tenant_name: str
+) -> None:
+    migrate.ensure_catalog(database)
+    role = f"role_of_{tenant_name}"
+    execute(
+        observer,
+        f"CREATE ROLE {role}; CREATE SCHEMA {tenant_name} AUTHORIZATION {role};"
+        f"GRANT USAGE ON SCHEMA cloacina TO {role};"
+        f"GRANT ALL ON ALL TABLES IN SCHEMA cloacina TO {role}",
+    )
+    url = make_url(database_url).update_query_dict({"options": f"-c role={role}"})
+    limited = Database(url.render_as_string(hide_password=False))
+    try:
+        assert catalog.create(limited, tenant_name)
+        with pytest.raises(ProgrammingError, match="permission denied for database"):
+            catalog.create(limited, "tenant_of_its_own")
+    finally:
+        limited.dispose()
+        execute(observer, f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
 def test_a_tenant_is_created_once_though_the_second_looked_before_the_first_had_committed(
