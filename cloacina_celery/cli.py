@@ -212,7 +212,7 @@ def execution_show(cloacina: Cloacina, tenant: str, execution_id: str, as_json: 
     click.echo(_headline(found))
     for event in events:
         click.echo(f"  {_cell(event.at)}  {tell(event)}")
-    if found.error and found.error.get("traceback"):
+    if found.error and found.error.get("traceback") and found.state is not State.SUCCEEDED:
         click.echo(f"\n{found.error['traceback']}")
 
 

@@ -86,10 +86,13 @@ class Settings:
         known = {spec.name for spec in fields(cls)}
         values: dict[str, Any] = {}
         for key in conf:
-            if key.startswith(PREFIX):
-                _refuse_unknown(key.removeprefix(PREFIX), known, PREFIX)
-                if conf[key] is not None:
-                    values[key.removeprefix(PREFIX)] = conf[key]
+            # Under Celery's namespace="CELERY" the keys are CELERY_CLOACINA_..., and only look-ups know that.
+            _, found, name = key.lower().partition(PREFIX)
+            if found and (key.startswith(PREFIX) or key.isupper()):
+                _refuse_unknown(name, known, PREFIX)
+                value = conf.get(PREFIX + name)
+                if value is not None:
+                    values[name] = value
         for name in overrides:
             _refuse_unknown(name, known, "")
         values.update({name: value for name, value in overrides.items() if value is not None})

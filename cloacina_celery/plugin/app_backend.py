@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery.app import backends
+from celery.backends.base import DisabledBackend
 from celery.result import ResultSet
+from celery.states import PENDING
 
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.results import DurableResult
@@ -26,21 +28,38 @@ class AppBackend:
         self._kernel, self._backends = parts.kernel, parts.backends
         backend, found_url = backends.by_url(app.conf.result_backend, app.loader)
         self._original = backend(app=app, url=found_url)
+        self._is_disabled = isinstance(self._original, DisabledBackend)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
         """Answer from the row where there is one."""
-        return (self._backends.find(task_id) or self._original).get_task_meta(task_id, cache=cache)
+        return self._holder_of(task_id).get_task_meta(task_id, cache=cache)
 
     def get_state(self, task_id: str) -> Any:
-        """Answer from the row where there is one."""
-        return self.get_task_meta(task_id)["status"]
+        """Answer from the row where there is one; a worker that is told to revoke asks by the id alone."""
+        durable = self._backends.find(task_id)
+        if durable is None and self._is_disabled:
+            return PENDING
+        return (durable or self._original).get_state(task_id)
 
     def wait_for_pending(self, result: Any, *args: Any, **kwargs: Any) -> Any:
         """Wait on the row where there is one."""
-        return (self._backends.find(result.id) or self._original).wait_for_pending(result, *args, **kwargs)
+        return self._holder_of(result.id).wait_for_pending(result, *args, **kwargs)
+
+    def mark_as_revoked(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Leave a row to the worker that has its message; without a backend there is nothing else to store."""
+        if not self._is_disabled:
+            return self._original.mark_as_revoked(task_id, *args, **kwargs)
+        return None
+
+    def _holder_of(self, task_id: str) -> Any:
+        durable = self._backends.find(task_id)
+        if durable is not None or not self._is_disabled:
+            return durable or self._original
+        # Without another backend an id can only be an execution's: its tenant answers, or must be named.
+        return self._backends.of(None)
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Keep a durable submission independent of the other backend."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,13 @@ class Envelope:
     def embed(self) -> dict[str, Any]:
         """Celery's canvas parts: callbacks, errbacks, chain and chord."""
         return self.body[2] or {}
+
+    def following_ids(self) -> Iterator[str]:
+        """Name the executions that Celery has frozen to follow this one: the rest of its chain, its chord's body."""
+        embed = self.embed
+        chord = embed.get("chord")
+        for signature in (*(embed.get("chain") or ()), *([chord] if chord else ())):
+            yield from _frozen_ids(signature)
 
     def dump(self, task: str) -> str:
         """Encode for the row.
@@ -72,3 +80,15 @@ def dump_json(value: Any, what: str) -> str:
 
 
 load_json = json.loads
+
+
+def _frozen_ids(signature: Any) -> Iterator[str]:
+    execution_id = signature.get("options", {}).get("task_id")
+    if execution_id is not None:
+        yield execution_id
+    kwargs = signature.get("kwargs") or {}
+    if signature.get("subtask_type") == "chord" and kwargs.get("body"):
+        yield from _frozen_ids(kwargs["body"])
+    elif signature.get("subtask_type") in ("chain", "group"):
+        for task in kwargs.get("tasks") or ():
+            yield from _frozen_ids(task)

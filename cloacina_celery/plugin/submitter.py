@@ -75,6 +75,8 @@ class Submitter:
             # What leaves after the commit is what the row says, also if the caller changes a list meanwhile.
             body = Envelope.load(submission.message).body
         self._kernel.locations.remember(submission.execution_id, tenant)
+        for execution_id in envelope.following_ids():
+            self._kernel.locations.remember(execution_id, tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
             return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
-from cloacina_celery.errors import CloacinaError
+from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import held_attempts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
@@ -35,6 +35,7 @@ class KeeperStep(bootsteps.StartStopStep):
         kernel = parts.kernel
         queues = worker.app.amqp.queues
         try:
+            _prepare_green_pool(worker)
             Tenants(parts).open_for(list(queues.consume_from))
             keeper = Keeper(
                 kernel.database,
@@ -49,7 +50,6 @@ class KeeperStep(bootsteps.StartStopStep):
             print(f"cloacina: cannot start: {error}", file=sys.stderr)
             raise SystemExit(EX_CONFIG) from None
         queues.select_add(kernel.settings.control_queue)
-        _prepare_green_pool(worker)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         return keeper
 
@@ -82,6 +82,10 @@ class KeeperStep(bootsteps.StartStopStep):
 def _prepare_green_pool(worker: Any) -> None:
     # psycopg2 waits in C, where gevent cannot switch: without this hook one query would stop every greenlet.
     if "gevent" in worker.pool_cls.__module__:
-        from psycogreen.gevent import patch_psycopg
-
+        try:
+            from psycogreen.gevent import patch_psycopg
+        except ImportError:
+            raise SettingsError(
+                "the gevent pool needs psycogreen: pip install 'cloacina_celery[gevent]', or choose another pool"
+            ) from None
         patch_psycopg()

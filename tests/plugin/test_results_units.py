@@ -107,7 +107,7 @@ def test_a_result_is_found_by_its_id_where_its_tenant_is_known(
     assert app.AsyncResult(result.id).get(timeout=1) == {"total": 3}
     assert place.shop.add.AsyncResult(result.id).state == "SUCCESS"
     # As in a process that did not submit it:
-    cloacina._locations.clear()
+    cloacina.parts.kernel.locations._tenants.clear()
     with cloacina.tenant(tenant):
         assert app.AsyncResult(result.id).state == "SUCCESS"
         assert place.shop.add.AsyncResult(result.id).state == "SUCCESS"
