@@ -46,6 +46,16 @@ def test_a_failed_statement_in_a_savepoint_leaves_the_session_in_its_tenant(
         assert where(session) == (f'"{tenant}"', tenant)
 
 
+def test_the_path_is_the_transactions_and_dies_with_it_before_anybody_cleans_up(
+    place: Place, tenant: str
+) -> None:
+    with place.shop.cloacina.session(tenant) as session:
+        assert where(session)[0] == f'"{tenant}"'
+        # Behind SQLAlchemy's back, so that neither the pool nor our hook at a transaction's begin has a say.
+        session.execute(text("COMMIT"))
+        assert session.execute(text("SHOW search_path")).scalar_one() == ""
+
+
 def test_plain_table_names_mean_the_tenants_tables(place: Place, tenant: str, other_tenant: str) -> None:
     for name in (tenant, other_tenant):
         with place.shop.cloacina.session(name) as session:

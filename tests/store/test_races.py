@@ -10,6 +10,7 @@ from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store.bounded import bounded_transaction
 from tests.store.rows import (
     EXECUTION_ID,
     LEASE,
@@ -132,7 +133,7 @@ def test_a_sweep_passes_by_a_row_that_somebody_is_writing(
             assert recovery.release(lent, tenant, 7, reason="test")
         else:
             assert holder(lent, tenant)
-        with database.transaction() as other:
+        with bounded_transaction(database) as other:
             assert [one.execution_id for one in sweep(other, tenant)] == ["e-2"]
 
 
@@ -154,7 +155,7 @@ def test_two_sweeps_at_once_share_the_orphans_and_recover_each_once(
     for name in names:
         run(cursor, tenant, name)
         expire(cursor, tenant, name)
-    with database.transaction() as one, database.transaction() as other:
+    with database.transaction() as one, bounded_transaction(database) as other:
         first = recovery.lock_expired(one, tenant, limit=4)
         second = recovery.lock_expired(other, tenant, limit=10)
         assert (len(first), len(second)) == (4, 2)
@@ -181,7 +182,7 @@ def test_two_polls_at_once_ring_each_row_once(
         )
         return {one.execution_id for one in rings}
 
-    with database.transaction() as one, database.transaction() as other:
+    with database.transaction() as one, bounded_transaction(database) as other:
         first, second = ring(one, 4), ring(other, 10)
     assert (len(first), len(second)) == (4, 2)
     assert first | second == {f"e-{n}" for n in range(6)}
