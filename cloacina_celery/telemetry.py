@@ -49,6 +49,7 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "published %(count)s executions of %(tenant)s again: waiting rows outnumber the queue's messages",
     ),
+    "sweep.pruned": (logging.INFO, "deleted %(count)s executions of %(tenant)s that ended long ago"),
     "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),
     "message.refused": (
         logging.ERROR,

@@ -42,6 +42,10 @@ class Settings:
     sweep_interval: float = 10.0
     stranded_after: float = 10.0
     sweep_batch: int = 500
+    retain_succeeded: float = 7 * 86_400.0
+    """Seconds for which succeeded executions are kept; 0 is for ever."""
+    retain_failed: float = 30 * 86_400.0
+    """The same for failed, abandoned and cancelled ones."""
     pool_size: int = 5
     prepared_statements: bool = True
 
@@ -59,8 +63,9 @@ class Settings:
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name} must be greater than 0, not {getattr(self, name)}")
-        if self.max_recoveries < 0 or self.liveness_grace < 0:
-            raise SettingsError(f"{PREFIX}max_recoveries and {PREFIX}liveness_grace must be at least 0")
+        for name in ("max_recoveries", "liveness_grace", "retain_succeeded", "retain_failed"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{PREFIX}{name} must be at least 0, not {getattr(self, name)}")
         if self.max_recoveries > MAX_INTEGER:
             raise SettingsError(
                 f"{PREFIX}max_recoveries must be at most {MAX_INTEGER}, not {self.max_recoveries}"

@@ -13,6 +13,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.plugin.envelope import Envelope
+from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import executions
 from cloacina_celery.store.executions import Ring
 from cloacina_celery.telemetry import log
@@ -57,7 +58,7 @@ class Publisher:
             producer: the caller's, if it still has one; else one is taken from the app's pool.
         """
         try:
-            with self._kernel.app.producer_or_acquire(producer) as acquired:
+            with without_fork(), self._kernel.app.producer_or_acquire(producer) as acquired:
                 self._send(acquired, ring.task, ring.message, ring.tenant, ring.properties)
         except BROKER_TROUBLE as error:
             self._unring(ring.tenant, ring.execution_id, ring.attempt, error)
@@ -68,7 +69,7 @@ class Publisher:
             return
         done = 0
         try:
-            with self._kernel.app.producer_or_acquire() as producer:
+            with without_fork(), self._kernel.app.producer_or_acquire() as producer:
                 for ring in rings:
                     self._send_ring(producer, ring)
                     done += 1
@@ -84,18 +85,20 @@ class Publisher:
     def queue_depth(self, tenant: str) -> int | None:
         """Count the messages that wait in a tenant's queue; ``None`` if the broker does not say."""
         try:
-            with self._kernel.app.connection_for_write() as connection:
+            with without_fork(), self._kernel.app.connection_for_write() as connection:
                 channel = connection.default_channel
                 try:
                     return int(channel.queue_declare(queue=tenant, passive=True).message_count)
                 except connection.channel_errors:
                     return 0  # no such queue, so nothing waits in it
+                except connection.connection_errors:
+                    return None  # redis' own errors are none of Python's or kombu's
         except BROKER_TROUBLE:
             return None
 
     def publish_plain(self, name: str, message: Any, options: dict[str, Any]) -> None:
         """Send a message of a plain task that had to wait for a commit."""
-        with self._kernel.app.producer_or_acquire() as producer:
+        with without_fork(), self._kernel.app.producer_or_acquire() as producer:
             self._kernel.send(producer, name, message, **options)
 
     def _send_ring(self, producer: Any, ring: Ring) -> None:

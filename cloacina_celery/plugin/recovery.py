@@ -10,6 +10,7 @@ from cloacina_celery.plugin.envelope import TENANT_HEADER, Envelope
 from cloacina_celery.runtime.context import bind_tenant
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import executions, queries
+from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.recovery import Recovered
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Recovery:
         """Give back an attempt that the worker ended for its own reasons: a shutdown, a lost broker."""
 
         def release() -> None:
-            with self._kernel.database.statement() as cursor:
+            with bounded_transaction(self._kernel.database) as cursor:
                 executions.release_attempt(
                     cursor, tenant, execution_id, attempt, reason="ended by its worker"
                 )
@@ -72,7 +73,7 @@ class Recovery:
             return
 
         def cancel() -> None:
-            with self._kernel.database.statement() as cursor:
+            with bounded_transaction(self._kernel.database) as cursor:
                 queries.cancel(cursor, tenant, execution_id, reason=reason)
 
         self._kernel.in_background(cancel)

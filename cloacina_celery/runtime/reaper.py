@@ -10,7 +10,7 @@ from cloacina_celery.core.lifecycle import Abandon
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.runtime.units import settlement
-from cloacina_celery.store import catalog, recovery, workers
+from cloacina_celery.store import catalog, recovery, retention, workers
 from cloacina_celery.store.bounded import bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.executions import Ring
@@ -23,6 +23,8 @@ OnAbandoned = Callable[[str, Recovered], None]
 CanPublish = Callable[[], bool]
 
 GLANCE_BATCH = 100
+PRUNE_INTERVAL = 3600.0
+"""Seconds between two looks for old executions of a tenant that had no full batch of them."""
 TROUBLED_PAUSE = 5.0
 """Seconds for which a tenant that could not be looked at is looked at alone and no more."""
 
@@ -57,6 +59,7 @@ class Reaper:
         self._on_abandoned = on_abandoned
         self._troubled_until: dict[str, float] = {}
         self._stranded_at: dict[str, float] = {}
+        self._pruned_at: dict[str, float] = {}
 
     def sweep(self, tenants: Sequence[str], *, check_stranded: bool = True) -> int:
         """Look at the tenants and move on what needs it; return how many executions were touched.
@@ -73,8 +76,21 @@ class Reaper:
         return touched
 
     def sweep_all(self) -> int:
-        """Sweep every tenant of the catalog, and the workers' register."""
-        return self.recover_dead_workers() + self.sweep(catalog.names(self._database))
+        """Sweep every tenant of the catalog, and the workers' register; delete what has ended long ago."""
+        tenants = catalog.names(self._database)
+        touched = self.recover_dead_workers() + self.sweep(tenants)
+        for tenant in tenants:
+            self._prune(tenant)
+        # An entry outlives the events that name it, so that `execution show` can always say who it was.
+        longest = max(self._settings.retain_succeeded, self._settings.retain_failed)
+        with bounded_transaction(self._database) as cursor:
+            retention.forget_workers(
+                cursor,
+                stopped_after=longest
+                if self._settings.retain_succeeded and self._settings.retain_failed
+                else 0,
+            )
+        return touched
 
     def recover_dead_workers(self) -> int:
         """Recover what workers held that are gone without having said so."""
@@ -91,13 +107,26 @@ class Reaper:
         )
 
     def release_worker(self, tenants: Sequence[str], worker_id: int, *, reason: str) -> int:
-        """Give back what a worker still holds at the end of its shutdown."""
+        """Give back what a worker still holds at the end of its shutdown.
+
+        Raises:
+            DriverError: a tenant could not be looked at; what the worker holds there is recovered after it.
+        """
         released = 0
+        trouble: DriverError | None = None
         for tenant in tenants:
-            with self._database.transaction() as cursor:
-                rings = recovery.release(cursor, tenant, worker_id, reason=reason)
+            try:
+                with bounded_transaction(self._database) as cursor:
+                    rings = recovery.release(cursor, tenant, worker_id, reason=reason)
+            except DriverError as error:
+                # The others have their work back all the same.
+                self._note_trouble(tenant, error)
+                trouble = error
+                continue
             self._publish(rings)
             released += len(rings)
+        if trouble is not None:
+            raise trouble
         return released
 
     def _bury(self, worker: workers.DeadWorker) -> int:
@@ -197,6 +226,27 @@ class Reaper:
         if rings:
             log("sweep.stranded", tenant=tenant, count=len(rings))
         return len(rings)
+
+    def _prune(self, tenant: str) -> None:
+        now = time.monotonic()
+        if now < max(self._pruned_at.get(tenant, 0.0), self._troubled_until.get(tenant, 0.0)):
+            return
+        try:
+            with bounded_transaction(self._database) as cursor:
+                pruned = retention.prune(
+                    cursor,
+                    tenant,
+                    succeeded_after=self._settings.retain_succeeded,
+                    failed_after=self._settings.retain_failed,
+                    limit=self._settings.sweep_batch,
+                )
+        except (DriverError, CloacinaError) as error:
+            self._note_trouble(tenant, error)
+            return
+        # A full batch means that there is more: the next sweep goes on. Else an hour is soon enough.
+        self._pruned_at[tenant] = now + (0.0 if pruned == self._settings.sweep_batch else PRUNE_INTERVAL)
+        if pruned:
+            log("sweep.pruned", tenant=tenant, count=pruned)
 
     def _recover(self, tenant: str, lock: Callable[[Cursor], list[Orphan]], *, reason: str) -> int:
         with settlement(self._database, tenant) as unit:

@@ -29,6 +29,14 @@ _PRUNE = Statement(
 )
 
 
+def forget_workers(cursor: Cursor, *, stopped_after: float) -> None:
+    """Delete the register's entries of workers that ended ``stopped_after`` seconds ago; 0 is for ever."""
+    cursor.execute(
+        "DELETE FROM cloacina.workers WHERE stopped_at < now() - make_interval(secs => %s)",
+        (stopped_after or FOR_EVER,),
+    )
+
+
 def prune(cursor: Cursor, tenant: str, *, succeeded_after: float, failed_after: float, limit: int) -> int:
     """Delete ended executions with their events, oldest first; return how many.
 

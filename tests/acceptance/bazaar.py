@@ -55,6 +55,14 @@ def block(key: str) -> int:
     return attempt
 
 
+@cloacina.task(name="bazaar.block_without_effects", retry=QUICK)
+def block_without_effects(key: str) -> int:
+    """As `block`, without the note."""
+    attempt = record(key)
+    wait_at_gate(f"{key}-{attempt}")
+    return attempt
+
+
 @cloacina.task(name="bazaar.die_once", retry=QUICK)
 def die_once(key: str, how: str) -> int:
     """Die on the first attempt, and return the attempt on the later ones."""
@@ -121,6 +129,15 @@ def refuse(key: str) -> None:
     """Raise what the policy gives up on."""
     record(key)
     raise Refused(key)
+
+
+@cloacina.task(name="bazaar.out_of_memory", retry=QUICK)
+def out_of_memory(key: str) -> int:
+    """Be refused memory once, by Python and not by the kernel."""
+    attempt = record(key)
+    if attempt == 1:
+        raise MemoryError(key)
+    return attempt
 
 
 @cloacina.task(name="bazaar.busy", retry=QUICK)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.stage import report
-from tests.support.waiting import eventually, never
+from tests.support.waiting import eventually, never, wait_for_row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg2 import extensions
+
     from tests.acceptance.stage import Stage
 
 BOTH_BROKERS = pytest.mark.parametrize("broker_url", ["redis", "rabbitmq"], indirect=True)
@@ -188,6 +192,22 @@ def test_a_cold_shutdown_gives_its_task_back_at_once_and_spends_no_budget(stage:
     assert stage.kinds(result) == ["submitted", "claimed", "released", "claimed", "succeeded"]
 
 
+def test_a_shutdown_waits_for_no_locked_tenant_and_gives_the_others_their_work_back(
+    stage: Stage, new_tenant_name: Callable[[], str], observer_of: Callable[[], extensions.connection]
+) -> None:
+    locked = new_tenant_name()
+    stage.bazaar.cloacina.tenants.create(locked)
+    worker = stage.worker(tenants=[locked, stage.tenant], concurrency=1)
+    result = stage.send("block", "k")
+    stage.wait_for_runs("k", 1)
+    with observer_of().cursor() as cursor:
+        cursor.execute(f"BEGIN; LOCK TABLE {locked}.cloacina_executions IN ACCESS EXCLUSIVE MODE")
+    worker.quit()
+    worker.wait_exit(15)
+    row = stage.row(result)
+    assert (row.state, row.recoveries, row.releases) == ("pending", 0, 1)
+
+
 def test_a_cold_shutdown_of_the_only_worker_leaves_its_task_to_the_next_one(stage: Stage) -> None:
     worker = stage.worker(concurrency=2)
     results = [stage.send("block", key) for key in ("a", "b")]
@@ -281,3 +301,29 @@ def test_a_worker_whose_liveness_connection_breaks_is_not_robbed_of_its_tasks(st
     stage.open_gate("k-1")
     assert result.get(timeout=15) == 1
     eventually(lambda: "worker.dead" not in worker.log, 1.0, "nobody to be called dead")
+
+
+@pytest.mark.parametrize("task", ["block", "block_without_effects"])
+def test_a_child_that_is_killed_in_the_middle_of_its_settlement_is_settled_once(
+    stage: Stage, observer_of: Callable[[], extensions.connection], task: str
+) -> None:
+    # With effects the settlement is a statement in their transaction, without it is one that commits by itself.
+    stage.worker(concurrency=1)
+    stage.open_gate("k-2")
+    locker = observer_of()
+    result = stage.send(task, "k")
+    first = stage.wait_for_runs("k", 1)[0]
+    with locker.cursor() as cursor:
+        # A settlement writes its event last: here it stands, with its row's new state in hand.
+        cursor.execute(f"BEGIN; LOCK TABLE {stage.tenant}.cloacina_events IN SHARE MODE")
+    stage.open_gate("k-1")
+    wait_for_row(
+        stage.observer,
+        "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+    )
+    stage.kill_child(first)
+    with locker.cursor() as cursor:
+        cursor.execute("ROLLBACK")
+    assert stage.wait_for_state(result, "succeeded", 25).failures == 0
+    assert stage.kinds(result).count("succeeded") == 1
+    assert len(stage.notes("k")) == (1 if task == "block" else 0)

@@ -181,6 +181,13 @@ def test_a_users_before_start_that_raises_is_a_failure_by_policy(standing: Stage
     assert standing.row(result).failures == 3
 
 
+def test_memory_that_python_is_refused_is_a_failure_by_policy_and_the_worker_goes_on(standing: Stage) -> None:
+    result = standing.send("out_of_memory", "memory")
+    assert result.get(timeout=15) == 2
+    assert standing.row(result).failures == 1
+    assert standing.send("add", 1, 2).get(timeout=15) == 3
+
+
 def test_an_error_that_json_cannot_carry_is_told_by_its_text(standing: Stage) -> None:
     # Busy's argument is a timedelta here: the exception cannot be rebuilt from JSON, its words can.
     with standing.bazaar.cloacina.tenant(standing.tenant):
