@@ -110,9 +110,20 @@ class Run:
         return at
 
     def any_worker(self) -> Member | None:
-        """Draw a worker that is up and not frozen."""
+        """Draw a worker that is up and not frozen, rather one that runs something than one that idles."""
         able = [one for one in self.fleet.workers if not one.is_frozen and one.is_ready]
-        return self.random.choice(able) if able else None
+        holding = self.holding_pids()
+        busy = [one for one in able if one.pid in holding]
+        return self.random.choice(busy or able) if able else None
+
+    def holding_pids(self) -> set[int]:
+        """Return the main processes of the workers that hold running executions."""
+        running = " UNION ".join(
+            f"SELECT worker_id FROM \"{tenant}\".cloacina_executions WHERE state = 'running'"
+            for tenant in self.plan.tenants
+        )
+        names = self.query(f"SELECT name FROM cloacina.workers WHERE id IN ({running})")
+        return {int(name.rpartition(" pid ")[2]) for (name,) in names}
 
     def later(self, seconds: float, action: Callable[[], object]) -> None:
         """Have the driver do something in so many seconds."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.checker import EFFECTS, NEEDLESS, RAN_TWICE, TWICE
+from chaos.checker import NEEDLESS, RAN_TWICE, TWICE
 from tests.chaos.runs import Chaos, count
 
 SMALL = ("--quick", "--tenants", "2", "--every", "2")
-FROZEN = ("--fault", "freeze past the lease", "--kind", "long", "--seconds", "9", "--executions", "14")
+FROZEN = ("--fault", "freeze past the lease", "--kind", "long", "--seconds", "8", "--executions", "9")
 REPEATED = ("--fault", "messages repeated", "--kind", "plain", "--seconds", "5", "--executions", "150")
 IN_TRANSACTIONS = ("--kind", "in a transaction", "--seconds", "5", "--executions", "30", "--calm", "1000")
 
@@ -34,8 +34,6 @@ def test_a_broken_build_is_found_out(
     done = chaos.run(*SMALL, *arguments, "--app", f"tests.chaos.mutants.{mutant}:app")
     assert done.returncode == 1
     assert count(done.stdout, found) > 0
-    if mutant == "fence_off":
-        assert count(done.stdout, EFFECTS) > 0
 
 
 @pytest.mark.timeout(240)
