@@ -62,8 +62,11 @@ def hold_lock(cursor: Cursor, worker_id: int) -> None:
     # lock_timeout is this connection's own: a predecessor connection of ours may not be gone yet.
     cursor.execute("SET lock_timeout = '1s'")
     cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, _lock_key(worker_id)))
+    # One that was buried while it was frozen and its connection cut is back: its next death must be seen too.
     cursor.execute(
-        "UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now() WHERE id = %s", (worker_id,)
+        "UPDATE cloacina.workers SET has_lock = true, heartbeat_at = now(), stopped_at = NULL, end_reason = NULL"
+        " WHERE id = %s",
+        (worker_id,),
     )
 
 

@@ -70,6 +70,25 @@ def test_a_worker_is_dead_as_soon_as_its_connection_is_gone_and_its_grace_is_ove
     assert find_dead(register) == []
 
 
+def test_a_worker_that_comes_back_from_its_grave_can_die_again(
+    register: Cursor, liveness: StoreConnection, database: Database
+) -> None:
+    """It was frozen, its connection was cut, and it goes on: only its old attempts are lost."""
+    worker_id = workers.register(register, name="w1", tenants=["tenant_a"])
+    with liveness.cursor() as holder:
+        workers.hold_lock(holder, worker_id)
+    liveness.close()
+    workers.stop(register, worker_id, reason="worker w1 died (its liveness lock is gone)")
+    assert worker_id not in [one.worker_id for one in workers.alive(register)]
+    second = database.dedicated_connection()
+    with second.cursor() as holder:
+        workers.hold_lock(holder, worker_id)
+    assert worker_id in [one.worker_id for one in workers.alive(register)]
+    second.close()
+    age(register, worker_id, 3)
+    eventually(lambda: worker_id in dict(find_dead(register)), why="its second death to be seen")
+
+
 def test_a_worker_without_a_lock_is_dead_when_its_leases_must_have_run_out(register: Cursor) -> None:
     worker_id = workers.register(register, name="w1", tenants=[])
     age(register, worker_id, 29)
