@@ -11,7 +11,7 @@ from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.runtime.units import settlement
 from cloacina_celery.store import catalog, recovery, retention, workers
-from cloacina_celery.store.bounded import bound, bounded_transaction
+from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.recovery import Glance, Orphan, Recovered
@@ -148,6 +148,7 @@ class Reaper:
                             limit=self._settings.sweep_batch,
                         ),
                         reason=worker.reason,
+                        lock_timeout_ms=LOOK_TIMEOUT_MS,
                     )
                     # Messages that had been delivered to it and not started died with it.
                     self._ring_stranded(tenant, stranded_after=self._settings.liveness_grace)
@@ -167,7 +168,7 @@ class Reaper:
             return []
         stranded_after = self._settings.stranded_after
         try:
-            with bounded_transaction(self._database) as cursor:
+            with bounded_transaction(self._database, lock_timeout_ms=LOOK_TIMEOUT_MS) as cursor:
                 return recovery.glance(cursor, wanted, stranded_after=stranded_after)
         except DriverError as error:
             if len(wanted) == 1:
@@ -248,10 +249,17 @@ class Reaper:
         if pruned:
             log("sweep.pruned", tenant=tenant, count=pruned)
 
-    def _recover(self, tenant: str, lock: Callable[[Cursor], list[Orphan]], *, reason: str) -> int:
+    def _recover(
+        self,
+        tenant: str,
+        lock: Callable[[Cursor], list[Orphan]],
+        *,
+        reason: str,
+        lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    ) -> int:
         with settlement(self._database, tenant) as unit:
             cursor = unit.cursor()
-            bound(cursor)
+            bound(cursor, lock_timeout_ms=lock_timeout_ms)
             recovered = [recovery.recover(cursor, tenant, orphan, reason=reason) for orphan in lock(cursor)]
             for one in recovered:
                 if isinstance(one.decision, Abandon):
