@@ -39,6 +39,9 @@ QUICK = {"lease_ttl": 3.0, "heartbeat_interval": 1.0, "stranded_after": 3.0, "sw
 """Settings with which a short run has time for what takes the default ones half a minute."""
 
 DRAIN_PATIENCE = 15.0
+SLOWEST = 5
+"""Recoveries that are listed below the table."""
+
 SHOWN = 10
 """Executions whose history is printed where something was found."""
 
@@ -212,10 +215,11 @@ def _print(console: Console, verdict: Verdict, history: History, run: Run, secon
         number = verdict.count(kind)
         table.add_row(kind, f"[red]{number}[/]" if number else "0")
     table.add_section()
-    times = verdict.recovery_times
     for title, percent in (("p50", 50), ("p99", 99), ("max", 100)):
-        table.add_row(f"recovery time {title}", f"{percentile(times, percent).total_seconds():.2f} s")
+        table.add_row(f"recovery time {title}", f"{percentile(verdict.recovered, percent):.2f} s")
     console.print(table)
+    for one in verdict.recovered[: -SLOWEST - 1 : -1]:
+        console.print(f"{one.seconds:6.2f} s after {one.cause}: {one.execution_id}", highlight=False)
     if verdict.is_clean:
         return
     for kind in FINDINGS:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from chaos.faults import Done
 from chaos.history import Event, History, Row
 from cloacina_celery.core.lifecycle import TERMINAL_STATES, Recover, after_loss
 
@@ -35,6 +36,15 @@ class Finding:
     what: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Recovery:
+    """How many seconds a lost run or message cost: until the next claim, beyond a delay that was wanted."""
+
+    seconds: float
+    execution_id: str
+    cause: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the history says."""
@@ -43,8 +53,8 @@ class Verdict:
     attempts: int
     states: Counter[str]
     recoveries: int
-    recovery_times: list[float]
-    """Sorted seconds from the loss of a run or of a message to the next claim, beyond a delay that was wanted."""
+    recovered: list[Recovery]
+    """The quickest first."""
     findings: list[Finding]
 
     @property
@@ -67,9 +77,7 @@ def check(history: History) -> Verdict:
         attempts=sum(event.kind == "claimed" for event in history.events),
         states=Counter(row.state for row in history.rows),
         recoveries=sum(event.kind == "recovered" for event in history.events),
-        recovery_times=sorted(
-            [*_times_of_runs(history, by_execution), *_times_of_messages(history, by_execution)]
-        ),
+        recovered=sorted([*_lost_runs(history, by_execution), *_lost_messages(history, by_execution)]),
         findings=[
             *_lost_and_stuck(history),
             *_effects(history, by_execution),
@@ -203,45 +211,50 @@ def _needless(history: History) -> list[Finding]:
     ]
 
 
-def _times_of_runs(history: History, events: dict[str, list[Event]]) -> list[float]:
+def _lost_runs(history: History, events: dict[str, list[Event]]) -> list[Recovery]:
     """Measure from the fault that struck the worker of a lost run, or from the run's start, to the next claim."""
-    struck: dict[int, list[datetime]] = defaultdict(list)
+    struck: dict[int, list[Done]] = defaultdict(list)
     for fault in history.faults:
         for pid in fault.pids:
-            struck[pid].append(fault.at)
-    times = []
-    for own in events.values():
+            struck[pid].append(fault)
+    found = []
+    for id_, own in events.items():
         recoveries, claimed_at = 0, None
-        lost: tuple[datetime, float] | None = None
+        lost: tuple[datetime, float, str] | None = None
         for event in own:
             if event.kind == "claimed":
                 if lost is not None:
-                    times.append(max((event.at - lost[0]).total_seconds() - lost[1], 0.0))
+                    since, delay, cause = lost
+                    seconds = max((event.at - since).total_seconds() - delay, 0.0)
+                    found.append(Recovery(seconds, id_, cause))
                 lost, claimed_at = None, event.at
             elif event.kind == "recovered" and claimed_at is not None:
                 pid = history.worker_pids.get(event.worker_id or 0, 0)
-                causes = [at for at in struck[pid] if claimed_at <= at <= event.at]
+                causes = [fault for fault in struck[pid] if claimed_at <= fault.at <= event.at]
                 decision = after_loss(recoveries=recoveries, max_recoveries=recoveries + 1)
                 assert isinstance(decision, Recover)
-                lost = (max(causes, default=claimed_at), decision.delay)
+                last = causes[-1] if causes else None
+                lost = (
+                    last.at if last else claimed_at,
+                    decision.delay,
+                    last.kind if last else "the start of the run",
+                )
                 recoveries += 1
-    return times
+    return found
 
 
-def _times_of_messages(history: History, events: dict[str, list[Event]]) -> list[float]:
+def _lost_messages(history: History, events: dict[str, list[Event]]) -> list[Recovery]:
     """Measure from the loss of a message to the next claim of an execution that then still waited."""
-    times = []
+    found = []
     for fault in history.faults:
         for id_ in set(fault.lost_ids):
             before = [event for event in events[id_] if event.at <= fault.at]
             after = [event.at for event in events[id_] if event.at > fault.at and event.kind == "claimed"]
             if before and before[-1].kind in ("submitted", "recovered", "released", "rung_again") and after:
-                times.append((after[0] - fault.at).total_seconds())
-    return times
+                found.append(Recovery((after[0] - fault.at).total_seconds(), id_, fault.kind))
+    return found
 
 
-def percentile(ordered: list[float], percent: int) -> timedelta:
-    """Return the value below which so many percent lie; 0 of nothing."""
-    if not ordered:
-        return timedelta()
-    return timedelta(seconds=ordered[min(len(ordered) - 1, len(ordered) * percent // 100)])
+def percentile(ordered: list[Recovery], percent: int) -> float:
+    """Return the seconds below which so many percent lie; 0 of nothing."""
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)].seconds if ordered else 0.0

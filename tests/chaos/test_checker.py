@@ -7,7 +7,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from chaos.checker import BUDGET, EFFECTS, FOREIGN, LOST, NEEDLESS, PROCESSES, RAN_TWICE, STUCK, TWICE, check
+from chaos.checker import (
+    BUDGET,
+    EFFECTS,
+    FOREIGN,
+    LOST,
+    NEEDLESS,
+    PROCESSES,
+    RAN_TWICE,
+    STUCK,
+    TWICE,
+    Recovery,
+    check,
+)
 from chaos.faults import Done
 from chaos.history import Effect, Event, History, Line, Row
 from chaos.plan import Planned
@@ -64,12 +76,12 @@ def test_a_history_in_which_all_is_well(history: History) -> None:
 
 
 def test_recovery_is_measured_from_the_fault_to_the_next_claim(history: History) -> None:
-    assert check(history).recovery_times == [2.0]
+    assert check(history).recovered == [Recovery(2.0, "a", "kill -9 of a worker")]
 
 
 def test_the_loss_of_a_message_is_measured_too(history: History) -> None:
     history.faults = [Done(kind="queue emptied", at=at(0.5), detail="", lost_ids=("a",))]
-    assert check(history).recovery_times == [0.5, 5.0]
+    assert [one.seconds for one in check(history).recovered] == [0.5, 5.0]
 
 
 def test_a_row_that_is_missing(history: History) -> None:
