@@ -57,6 +57,10 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     ),
     "keeper.trouble": (logging.ERROR, "background work failed and is tried again: %(error)s"),
     "heartbeat.failed": (logging.WARNING, "leases in %(tenant)s were not extended: %(error)s"),
+    "messages.kept": (
+        logging.WARNING,
+        "messages that were delivered and not started could not be put back (%(error)s); rows ring again",
+    ),
     "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
 }
 

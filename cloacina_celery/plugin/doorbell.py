@@ -15,6 +15,7 @@ from celery import bootsteps
 from kombu.transport import redis, virtual
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
+from cloacina_celery.telemetry import log
 
 
 class DoorbellQoS(redis.QoS):
@@ -50,15 +51,22 @@ class DoorbellQoS(redis.QoS):
         else:
             super().reject(delivery_tag, requeue=requeue)
 
-    def restore_unacked(self, client: Any = None) -> Any:
-        """Put back what was delivered and not started, at the end of the channel."""
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was delivered and not started, at the end of the channel, as far as the broker is there.
+
+        A broker that went away is why most channels end, and by then this one cannot reach it any more. An error
+        would end the worker. Rows ring again; other messages are in Redis until their visibility timeout.
+        """
         self._flush()
-        for delivery_tag in list(self._light):
-            message = self._delivered.pop(delivery_tag, None)
-            if message is not None:
-                virtual.Channel._restore(self.channel, message)
+        light = [self._delivered.pop(tag) for tag in list(self._light) if tag in self._delivered]
         self._light.clear()
-        return super().restore_unacked(client)
+        try:
+            for message in light:
+                virtual.Channel._restore(self.channel, message)
+            if self._delivered:
+                super().restore_unacked(client)
+        except Exception as error:  # noqa: BLE001  # kombu has no client any more, and trips over that
+            log("messages.kept", error=" ".join(str(error).split()))
 
 
 class DoorbellStep(bootsteps.StartStopStep):
