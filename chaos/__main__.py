@@ -206,7 +206,8 @@ def _print(console: Console, verdict: Verdict, history: History, run: Run, secon
     table.add_row("submissions with a lost answer, made again", f"{run.unknown:,}")
     table.add_row("transactions rolled back", f"{len(history.ghosts):,}")
     table.add_row("attempts", f"{verdict.attempts:,}")
-    table.add_row("recoveries", f"{verdict.recoveries:,}", end_section=True)
+    table.add_row("recoveries", f"{verdict.recoveries:,}")
+    table.add_row("failures that a fault caused", f"{verdict.failures_by_faults:,}", end_section=True)
     table.add_row("faults", f"{len(history.faults):,}")
     for kind, number in sorted(Counter(fault.kind for fault in history.faults).items()):
         table.add_row(f"  {kind}", f"{number:,}")

@@ -53,6 +53,8 @@ class Verdict:
     attempts: int
     states: Counter[str]
     recoveries: int
+    failures_by_faults: int
+    """Failures that nobody had ordered: a cut connection met the task's own statement, which counts as its failure."""
     recovered: list[Recovery]
     """The quickest first."""
     findings: list[Finding]
@@ -77,6 +79,11 @@ def check(history: History) -> Verdict:
         attempts=sum(event.kind == "claimed" for event in history.events),
         states=Counter(row.state for row in history.rows),
         recoveries=sum(event.kind == "recovered" for event in history.events),
+        failures_by_faults=sum(
+            max(row.failures - history.planned[row.id].order.get("failures", 0), 0)
+            for row in history.rows
+            if row.id in history.planned
+        ),
         recovered=sorted([*_lost_runs(history, by_execution), *_lost_messages(history, by_execution)]),
         findings=[
             *_lost_and_stuck(history),

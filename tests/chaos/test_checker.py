@@ -179,3 +179,13 @@ def test_a_second_ring_after_a_fault(history: History) -> None:
 def test_a_process_that_ended_by_itself(history: History) -> None:
     history.ended_badly = ["worker1 ended by itself, with exit code 1"]
     assert kinds(history) == {PROCESSES}
+
+
+def test_failures_beyond_the_ordered_ones_are_counted_and_no_finding(history: History) -> None:
+    history.rows = [replace(history.rows[0], attempt=3, failures=1)]
+    history.events[-1:] = [event("retry_scheduled", 2, 7), event("claimed", 3, 8), event("succeeded", 3, 9)]
+    history.effects = [replace(history.effects[0], attempt=3)]
+    history.lines.append(line(3))
+    verdict = check(history)
+    assert verdict.is_clean
+    assert verdict.failures_by_faults == 1
