@@ -148,7 +148,7 @@ def repeat(run: Run) -> Done | None:
     run.random.shuffle(taken)
     if not taken:
         return None
-    run.later(run.random.uniform(2.0, 15.0), lambda: queues.put(run.app, taken))
+    run.later(run.lease_ttl * run.random.uniform(0.3, 1.0), lambda: queues.put(run.app, taken))
     return _done(run, "messages repeated", f"{len(taken)} of {tenant}")
 
 
