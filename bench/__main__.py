@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,7 @@ class Side:
     queue: str
     submit: Callable[[], object]
     purge: Callable[[], object]
+    clean_up: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder, "marks")
         os.environ["BENCH_MARKS"] = str(marks)
+        os.environ["BENCH_RUN"] = uuid4().hex[:8]
         sides = _sides()
         for concurrency in chosen.concurrency:
             rounds: dict[str, list[Round]] = {side.name: [] for side in sides}
@@ -72,6 +75,8 @@ def main() -> int:
                         _round(side, marks, concurrency, tasks=chosen.tasks, paced=chosen.paced)
                     )
             _print(concurrency, chosen.tasks, rounds)
+        for side in sides:
+            side.clean_up()
     return 0
 
 
@@ -109,10 +114,12 @@ def _sides() -> list[Side]:
             name="plain Celery", app="bench.apps:plain", queue=apps.PLAIN_QUEUE,
             submit=lambda: apps.plain_noop.delay(time.monotonic()),
             purge=lambda: purge(apps.plain, apps.PLAIN_QUEUE),
+            clean_up=lambda: purge(apps.plain, apps.PLAIN_QUEUE),
         ),
         Side(
             name="cloacina_celery", app="bench.apps:durable", queue=apps.TENANT,
             submit=submit_durable, purge=purge_durable,
+            clean_up=lambda: apps.cloacina.tenants.drop(apps.TENANT),
         ),
     ]  # fmt: skip
 
@@ -142,6 +149,7 @@ def _worker(side: Side, concurrency: int) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-m", "celery", "-A", side.app, "worker", "-Q", side.queue, "-c", str(concurrency),
          "-l", "WARNING", "--without-gossip", "--without-mingle", "-n", f"bench-{concurrency}@%h"],
         stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     try:
         yield worker

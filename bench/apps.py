@@ -10,8 +10,10 @@ from celery import Celery
 
 from cloacina_celery import Cloacina
 
-TENANT = "tenant_bench"
-PLAIN_QUEUE = "bench_plain"
+RUN = os.environ["BENCH_RUN"]
+"""Names this run's queues: a worker that an interrupted run left behind must not take part in this one."""
+TENANT = f"tenant_bench_{RUN}"
+PLAIN_QUEUE = f"bench_plain_{RUN}"
 MARK = struct.Struct("dd")
 """What each run leaves: the monotonic instants of its submission and of its start."""
 
