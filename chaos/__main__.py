@@ -27,7 +27,7 @@ from rich.table import Table
 from sqlalchemy import make_url
 
 from chaos import queues
-from chaos.checker import FINDINGS, Verdict, check, percentile
+from chaos.checker import FINDINGS, MESSAGE, RUN, Verdict, check, percentile
 from chaos.drive import Run
 from chaos.faults import FAULTS
 from chaos.fleet import Fleet
@@ -216,8 +216,10 @@ def _print(console: Console, verdict: Verdict, history: History, run: Run, secon
         number = verdict.count(kind)
         table.add_row(kind, f"[red]{number}[/]" if number else "0")
     table.add_section()
-    for title, percent in (("p50", 50), ("p99", 99), ("max", 100)):
-        table.add_row(f"recovery time {title}", f"{percentile(verdict.recovered, percent):.2f} s")
+    for what in (RUN, MESSAGE):
+        times = [one.seconds for one in verdict.recovered if one.what == what]
+        for title, percent in (("p50", 50), ("p99", 99), ("max", 100)):
+            table.add_row(f"recovery time of a lost {what}, {title}", f"{percentile(times, percent):.2f} s")
     console.print(table)
     for one in verdict.recovered[: -SLOWEST - 1 : -1]:
         console.print(f"{one.seconds:6.2f} s after {one.cause}: {one.execution_id}", highlight=False)

@@ -23,6 +23,8 @@ PROCESSES = "processes that ended badly"
 FINDINGS = (LOST, EFFECTS, TWICE, RAN_TWICE, FOREIGN, STUCK, BUDGET, NEEDLESS, PROCESSES)
 """What is counted, in the order in which it is printed; each has to be 0."""
 
+RUN, MESSAGE = "run", "message"
+
 ENDS = frozenset({*TERMINAL_STATES, "retry_scheduled", "recovered", "released", "replaced"})
 """Events that end an attempt; each attempt has one of them."""
 
@@ -43,6 +45,8 @@ class Recovery:
     seconds: float
     execution_id: str
     cause: str
+    what: str
+    """What was lost: a run or a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +237,7 @@ def _lost_runs(history: History, events: dict[str, list[Event]]) -> list[Recover
                 if lost is not None:
                     since, delay, cause = lost
                     seconds = max((event.at - since).total_seconds() - delay, 0.0)
-                    found.append(Recovery(seconds, id_, cause))
+                    found.append(Recovery(seconds, id_, cause, RUN))
                 lost, claimed_at = None, event.at
             elif event.kind == "recovered" and claimed_at is not None:
                 pid = history.worker_pids.get(event.worker_id or 0, 0)
@@ -258,10 +262,10 @@ def _lost_messages(history: History, events: dict[str, list[Event]]) -> list[Rec
             before = [event for event in events[id_] if event.at <= fault.at]
             after = [event.at for event in events[id_] if event.at > fault.at and event.kind == "claimed"]
             if before and before[-1].kind in ("submitted", "recovered", "released", "rung_again") and after:
-                found.append(Recovery((after[0] - fault.at).total_seconds(), id_, fault.kind))
+                found.append(Recovery((after[0] - fault.at).total_seconds(), id_, fault.kind, MESSAGE))
     return found
 
 
-def percentile(ordered: list[Recovery], percent: int) -> float:
-    """Return the seconds below which so many percent lie; 0 of nothing."""
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)].seconds if ordered else 0.0
+def percentile(ordered: list[float], percent: int) -> float:
+    """Return the value below which so many percent lie; 0 of nothing."""
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0

@@ -12,9 +12,11 @@ from chaos.checker import (
     EFFECTS,
     FOREIGN,
     LOST,
+    MESSAGE,
     NEEDLESS,
     PROCESSES,
     RAN_TWICE,
+    RUN,
     STUCK,
     TWICE,
     Recovery,
@@ -76,12 +78,12 @@ def test_a_history_in_which_all_is_well(history: History) -> None:
 
 
 def test_recovery_is_measured_from_the_fault_to_the_next_claim(history: History) -> None:
-    assert check(history).recovered == [Recovery(2.0, "a", "kill -9 of a worker")]
+    assert check(history).recovered == [Recovery(2.0, "a", "kill -9 of a worker", RUN)]
 
 
 def test_the_loss_of_a_message_is_measured_too(history: History) -> None:
     history.faults = [Done(kind="queue emptied", at=at(0.5), detail="", lost_ids=("a",))]
-    assert [one.seconds for one in check(history).recovered] == [0.5, 5.0]
+    assert [(one.seconds, one.what) for one in check(history).recovered] == [(0.5, MESSAGE), (5.0, RUN)]
 
 
 def test_a_row_that_is_missing(history: History) -> None:
