@@ -69,9 +69,14 @@ class Runner:
         settings = dataclasses.replace(self.cloacina.settings, enable_recovery=enable_recovery)
         self._running: dict[str, Held] = {}
         self._keeper = Keeper(
-            self.cloacina.database, settings, self.cloacina.parts.recovery.reaper(),
-            name=worker_name(f"runner@{schema}"), tenants=lambda: [schema], held=lambda: list(self._running.values()),
-        )  # fmt: skip
+            self.cloacina.database,
+            settings,
+            self.cloacina.parts.recovery.reaper(),
+            name=worker_name(f"runner@{schema}"),
+            tenants=lambda: [schema],
+            held=lambda: list(self._running.values()),
+            reserved=dict,  # a message that a runner takes starts at once
+        )
         self._pool = ThreadPoolExecutor(
             max_concurrent_tasks,
             f"cloacina-{schema}",

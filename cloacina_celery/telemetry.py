@@ -25,6 +25,17 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "(%(error)s); the sweep will publish it"
         ),
     ),
+    "callback.lost": (
+        logging.ERROR,
+        "the message of plain task %(task)s, which was to follow a durable one, was refused by the broker: %(error)s",
+    ),
+    "task.unknown": (
+        logging.ERROR,
+        (
+            "no module of this worker defines task %(task)s of execution %(execution_id)s: import it, or cancel the "
+            "execution; its row waits"
+        ),
+    ),
     "claim.declined": (
         logging.INFO,
         "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s declined: stale or duplicate",

@@ -73,6 +73,11 @@ class RetryPolicy:
             )
         put(self, "initial_delay", _seconds("initial_delay", self.initial_delay))
         put(self, "max_delay", _seconds("max_delay", self.max_delay))
+        if self.initial_delay > self.max_delay:  # type: ignore[operator]  # both are seconds by now
+            raise SettingsError(
+                f"RetryPolicy.initial_delay ({self.initial_delay} s) is longer than max_delay ({self.max_delay} s), "
+                "which would cut it: raise max_delay"
+            )
         if self.backoff not in _BACKOFFS:
             raise SettingsError(f"RetryPolicy.backoff is one of {', '.join(_BACKOFFS)}, not {self.backoff!r}")
         if self.jitter not in (True, False, "full"):

@@ -30,7 +30,7 @@ class DurableAMQP:
     ) -> Any:  # fmt: skip
         """Build the message; a durable task's delay stays out of it, since the row keeps it."""
         durable = is_durable(self.parts.kernel.app, name, options)
-        self.parts.kernel.last_message.note(task_id, is_durable=durable)
+        self.parts.kernel.messages.note(task_id, is_durable=durable)
         build = super().as_task_v2  # type: ignore[misc]  # of the app's AMQP class, mixed in at install
         if not durable:
             return build(task_id, name, args, kwargs, countdown, eta, *rest, **options)

@@ -186,10 +186,10 @@ class Cloacina:
         attempt = current_attempt()
         if attempt is not None and attempt.tenant == (bound_tenant() if tenant is None else tenant):
             return attempt.open_session()
-        if attempt is not None and tenant is not None:
+        if attempt is not None:
             raise TenantMismatch(
-                f"a task of tenant {attempt.tenant!r} opened a session of tenant {tenant!r}: submit a task for "
-                "that tenant instead"
+                f"a task of tenant {attempt.tenant!r} opened a session of tenant {tenant or bound_tenant()!r}: "
+                "submit a task for that tenant instead"
             )
         return self._own_session(require_tenant("session()") if tenant is None else tenant)
 

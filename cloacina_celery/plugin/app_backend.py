@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app import backends
 from celery.backends.base import DisabledBackend
+from celery.exceptions import NotRegistered
 from celery.result import ResultSet
 from celery.states import PENDING
 
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.results import DurableResult
+from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.parts import Parts
@@ -48,6 +50,12 @@ class AppBackend:
         """Wait on the row where there is one."""
         return self._holder_of(result.id).wait_for_pending(result, *args, **kwargs)
 
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        """Say what to do about a task that this worker does not know; a durable one's row waits for one that does."""
+        if isinstance(exc, NotRegistered):
+            log("task.unknown", task=str(exc).strip("'"), execution_id=task_id)
+        return self._original.mark_as_failure(task_id, exc, *args, **kwargs)
+
     def mark_as_revoked(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
         """Leave a row to the worker that has its message; without a backend there is nothing else to store."""
         if not self._is_disabled:
@@ -56,14 +64,16 @@ class AppBackend:
 
     def _holder_of(self, task_id: str) -> Any:
         durable = self._backends.find(task_id)
-        if durable is not None or not self._is_disabled:
-            return durable or self._original
+        if durable is not None:
+            return durable
+        if not self._is_disabled or self._kernel.messages.was_plain(task_id):
+            return self._original
         # Without another backend an id can only be an execution's: its tenant answers, or must be named.
         return self._backends.of(None)
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Keep a durable submission independent of the other backend."""
-        if self._kernel.last_message.is_durable(task_id):
+        if self._kernel.messages.is_durable(task_id):
             return None
         return self._original.on_task_call(producer, task_id)
 

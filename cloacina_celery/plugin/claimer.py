@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery.exceptions import Ignore
 
+from cloacina_celery.core.settings import MAX_INTEGER
 from cloacina_celery.errors import DatabaseUnavailable, InvalidTenantName, MessageRefused, UnknownTenant
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
 from cloacina_celery.runtime.attempt import Attempt
@@ -79,7 +80,8 @@ class Claimer:
         )  # fmt: skip
 
     def _check(self, tenant: object, number: object, request: Any) -> None:
-        if not isinstance(tenant, str) or not isinstance(number, int) or isinstance(number, bool):
+        is_number = isinstance(number, int) and not isinstance(number, bool) and abs(number) <= MAX_INTEGER
+        if not isinstance(tenant, str) or not is_number or "\0" in request.id:
             raise MessageRefused(
                 f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
                 "cloacina_celery; send durable tasks through an app that has the plugin"

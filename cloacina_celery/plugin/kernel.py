@@ -12,7 +12,7 @@ from celery import Celery
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import SettingsError, UnknownTenant
-from cloacina_celery.plugin.memory import ChordSizes, LastMessage, Locations, TenantDirectory
+from cloacina_celery.plugin.memory import ChordSizes, Locations, Messages, TenantDirectory
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.store import catalog
 from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
@@ -36,7 +36,7 @@ class Kernel:
         self.tenants = TenantDirectory(lambda name: catalog.exists(self.database, name))
         self.locations = Locations()
         self.chord_sizes = ChordSizes()
-        self.last_message = LastMessage()
+        self.messages = Messages()
         self.keeper: Keeper | None = None
         self.worker_id = 0
 

@@ -110,19 +110,26 @@ class ChordSizes:
         return self._sizes.pop(group_id)
 
 
-class LastMessage:
-    """Remembers, per context, whether the message that Celery built last is a durable task's.
-
-    Celery builds a message, tells its result backend, and sends it, in this order; the backend is told the id only.
-    """
+class Messages:
+    """Remembers which of the messages that Celery built were durable tasks'; Celery's backend is told ids only."""
 
     def __init__(self) -> None:
+        # Celery builds a message, tells its result backend, and sends it, in this order.
         self._last: ContextVar[tuple[str, bool]] = ContextVar("cloacina_last_message", default=("", False))
+        self._plain: OrderedDict[str, None] = OrderedDict()
 
-    def note(self, execution_id: str, *, is_durable: bool) -> None:
-        """Note the message that was built."""
-        self._last.set((execution_id, is_durable))
+    def note(self, task_id: str, *, is_durable: bool) -> None:
+        """Note a message that was built."""
+        self._last.set((task_id, is_durable))
+        if not is_durable:
+            self._plain[task_id] = None
+            if len(self._plain) > REMEMBERED:
+                self._plain.popitem(last=False)
 
-    def is_durable(self, execution_id: str) -> bool:
-        """Tell whether the last message was this durable execution's."""
-        return self._last.get() == (execution_id, True)
+    def is_durable(self, task_id: str) -> bool:
+        """Tell whether the last message of this context was this durable execution's."""
+        return self._last.get() == (task_id, True)
+
+    def was_plain(self, task_id: str) -> bool:
+        """Tell whether this process sent a plain task of this id."""
+        return task_id in self._plain

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -70,16 +73,24 @@ class DurableRequest(Request):
 
 def held_attempts() -> list[tuple[str, str, int]]:
     """List the durable attempts that run in this worker."""
+    return [request.held for request in _durable(state.active_requests) if request.held is not None]
+
+
+def reserved_counts() -> dict[str, int]:
+    """Count, by tenant, the durable messages that were delivered to this worker and have not started."""
+    active = set(_durable(state.active_requests))
+    return dict(
+        Counter(
+            request.held[0]
+            for request in _durable(state.reserved_requests)
+            if request not in active and request.held is not None
+        )
+    )
+
+
+def _durable(requests: Iterable[Request]) -> list[DurableRequest]:
+    # The worker's event loop changes these sets while this thread reads them.
     for _ in range(10):
-        try:
-            requests = list(state.active_requests)
-            break
-        except RuntimeError:  # the set changed while it was copied
-            continue
-    else:
-        return []
-    return [
-        request.held
-        for request in requests
-        if isinstance(request, DurableRequest) and request.held is not None
-    ]
+        with suppress(RuntimeError):
+            return [request for request in list(requests) if isinstance(request, DurableRequest)]
+    return []

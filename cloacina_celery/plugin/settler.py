@@ -211,7 +211,7 @@ class Settler:
                 with self._ending(attempt) as unit:
                     settled = executions.end_cancelled(
                         unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
-                        reason=f"the task raised Ignore: {ignored}",
+                        reason=f"the task raised Ignore: {ignored}".replace("\0", ""),
                     )  # fmt: skip
                     self._require(settled, attempt)
             else:

@@ -136,7 +136,9 @@ class DurableTask(Task):
         countdown: Any = retry_kwargs.get("countdown", self.default_retry_delay)
         return RetryPolicy(
             max_attempts=UNLIMITED if max_retries is None else max_retries + 1,
-            initial_delay=max(1.0, backoff) if backoff else countdown,
+            initial_delay=min(max(1.0, backoff), getattr(self, "retry_backoff_max", 600))
+            if backoff
+            else countdown,
             backoff="exponential" if backoff else "fixed",
             max_delay=getattr(self, "retry_backoff_max", 600) if backoff else countdown,
             jitter="full" if backoff and getattr(self, "retry_jitter", True) else False,

@@ -9,7 +9,7 @@ from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
-from cloacina_celery.plugin.request import held_attempts
+from cloacina_celery.plugin.request import held_attempts, reserved_counts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.telemetry import logger
 
@@ -28,6 +28,7 @@ class KeeperStep(bootsteps.StartStopStep):
     """Run the keeper from before the pool's first child until after its last."""
 
     label = "Cloacina"
+    _child_check: Any = None
 
     def create(self, worker: Any) -> Keeper:
         """Open the tenants of the worker's queues and make the keeper; refuse to start if one cannot be served."""
@@ -44,6 +45,7 @@ class KeeperStep(bootsteps.StartStopStep):
                 name=worker_name(worker.hostname),
                 tenants=lambda: [name for name in list(queues.consume_from) if kernel.tenants.knows(name)],
                 held=held_attempts,
+                reserved=reserved_counts,
             )
         except CloacinaError as error:
             logger.critical("cannot start: %s", error)
@@ -58,7 +60,10 @@ class KeeperStep(bootsteps.StartStopStep):
         next one only after five seconds."""
         maintain_pool = getattr(worker.pool, "maintain_pool", None)
         if maintain_pool is not None:
-            hub.call_repeatedly(CHILD_CHECK_INTERVAL, maintain_pool)
+            # Celery comes here at each connection to the broker.
+            if self._child_check is not None:
+                self._child_check.cancel()
+            self._child_check = hub.call_repeatedly(CHILD_CHECK_INTERVAL, maintain_pool)
 
     def stop(self, worker: Any) -> None:
         """Let the running tasks end, then sign off."""

@@ -8,17 +8,19 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
 from cloacina_celery.runtime.lease import Held, LeaseHolder
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import workers
-from cloacina_celery.store.database import Database, DriverError
+from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
 from cloacina_celery.telemetry import log
 
 MAX_BACKOFF = 5.0
+LOCKED_PAUSE = 0.5
+"""Seconds after which work on a tenant that somebody had locked is tried again."""
 
 
 class Keeper:
@@ -31,6 +33,7 @@ class Keeper:
         name: says where a person finds the process.
         tenants: lists the tenants that the worker serves right now.
         held: lists the attempts that run in this worker right now.
+        reserved: counts, by tenant, the messages that were delivered to this worker and have not started.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Keeper:
         name: str,
         tenants: Callable[[], Sequence[str]],
         held: Callable[[], Sequence[Held]],
+        reserved: Callable[[], Mapping[str, int]],
     ) -> None:
         self._database = database
         self._settings = settings
@@ -49,12 +53,15 @@ class Keeper:
         self._tenants = tenants
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cloacina-keeper", daemon=True)
+        self._locked: list[tuple[float, Callable[[], object]]] = []
         self._stopping = False
         self._wants_sweep = False
         self.name = name
         with database.statement() as cursor:
             self.worker_id = workers.register(cursor, name=name, tenants=list(tenants()))
-        self._leases = LeaseHolder(database, settings, worker_id=self.worker_id, tenants=tenants, held=held)
+        self._leases = LeaseHolder(
+            database, settings, worker_id=self.worker_id, tenants=tenants, held=held, reserved=reserved
+        )
 
     def start(self) -> None:
         """Take the liveness lock and start both threads."""
@@ -116,9 +123,19 @@ class Keeper:
                 time.sleep(1.0)
         self._work_inbox(timeout=0.0)
 
+    def _ask_again_for_locked(self) -> None:
+        now = time.monotonic()
+        waiting, self._locked = self._locked, []
+        for due, work in waiting:
+            if due <= now:
+                self._inbox.put(work)
+            else:
+                self._locked.append((due, work))
+
     def _work_inbox(self, *, timeout: float) -> None:
         """Do what is asked until nothing has been for ``timeout`` seconds in all."""
         deadline = time.monotonic() + timeout
+        self._ask_again_for_locked()
         while True:
             try:
                 work = self._inbox.get(timeout=max(deadline - time.monotonic(), 0.0))
@@ -132,6 +149,10 @@ class Keeper:
             except DatabaseUnavailable:
                 self._inbox.put(work)
                 raise
+            except LockNotAvailable as error:
+                # One tenant is locked: the others must not wait for it, and its work must not be forgotten.
+                log("keeper.trouble", error=" ".join(str(error).split()))
+                self._locked.append((time.monotonic() + LOCKED_PAUSE, work))
 
 
 def worker_name(hostname: str) -> str:

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from cloacina_celery.core.settings import Settings
@@ -39,6 +39,7 @@ class LeaseHolder:
         worker_id: the worker's entry in the register.
         tenants: lists the tenants that the worker serves right now.
         held: lists the attempts that run in this worker right now.
+        reserved: counts, by tenant, the messages that were delivered to this worker and have not started.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class LeaseHolder:
         worker_id: int,
         tenants: Callable[[], Sequence[str]],
         held: Callable[[], Sequence[Held]],
+        reserved: Callable[[], Mapping[str, int]],
     ) -> None:
         self._database = database
         self._settings = settings
         self._worker_id = worker_id
         self._tenants = tenants
         self._held = held
+        self._reserved = reserved
         self._registered = frozenset(tenants())
         self._liveness: StoreConnection | None = None
         self._stopping = threading.Event()
@@ -94,7 +97,7 @@ class LeaseHolder:
     def _show_liveness(self) -> None:
         if self._settings.liveness == "lease":
             with self._database.statement() as cursor:
-                workers.heartbeat(cursor, self._worker_id)
+                workers.heartbeat(cursor, self._worker_id, self._reserved())
             return
         try:
             if self._liveness is None:
@@ -102,7 +105,7 @@ class LeaseHolder:
                 with self._liveness.cursor() as cursor:
                     workers.hold_lock(cursor, self._worker_id)
             with self._liveness.cursor() as cursor:
-                workers.heartbeat(cursor, self._worker_id)
+                workers.heartbeat(cursor, self._worker_id, self._reserved())
                 self._register_tenants(cursor)
         except ConnectionTrouble as error:
             self._drop_liveness()

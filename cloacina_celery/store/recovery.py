@@ -132,9 +132,13 @@ _RING_DUE = Statement(
     RETURNING id, attempt, failures, recoveries, message, run_at
     """,
 )
+# What a living worker has reserved is in no queue and is not lost: it waits for a free slot there.
 _COUNT_RUNG = Statement(
     "count_rung",
-    "SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL",
+    """
+    SELECT (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
+         - (SELECT coalesce(sum((reserved ->> $1::text)::bigint), 0) FROM cloacina.workers WHERE stopped_at IS NULL)
+    """,
 )
 _RING_STRANDED = Statement(
     "ring_stranded",
@@ -250,7 +254,7 @@ def ring_due(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
 
 def count_rung(cursor: Cursor, tenant: str) -> int:
     """Count the pending rows whose message should be in the queue."""
-    _COUNT_RUNG.execute(cursor, tenant)
+    _COUNT_RUNG.execute(cursor, tenant, tenant)
     row = cursor.fetchone()
     return int(row[0]) if row else 0
 

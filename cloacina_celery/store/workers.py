@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -75,11 +76,16 @@ def set_tenants(cursor: Cursor, worker_id: int, tenants: Sequence[str]) -> None:
     cursor.execute("UPDATE cloacina.workers SET tenants = %s WHERE id = %s", (list(tenants), worker_id))
 
 
-def heartbeat(cursor: Cursor, worker_id: int) -> None:
-    """Say that the worker's background work is going on; one that was buried by mistake is back with it."""
+def heartbeat(cursor: Cursor, worker_id: int, reserved: Mapping[str, int] | None = None) -> None:
+    """Say that the worker's background work is going on; one that was buried by mistake is back with it.
+
+    Args:
+        reserved: counts, by tenant, the messages that were delivered to the worker and have not started.
+    """
     cursor.execute(
-        "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL WHERE id = %s",
-        (worker_id,),
+        "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL, reserved = %s "
+        "WHERE id = %s",
+        (json.dumps(dict(reserved or {})), worker_id),
     )
 
 

@@ -31,10 +31,10 @@ RANDOM = st.floats(min_value=0, max_value=1, exclude_max=True)
 POLICIES = st.builds(
     RetryPolicy,
     max_attempts=st.integers(min_value=1, max_value=2**31 - 1),
-    initial_delay=st.floats(min_value=0, max_value=1e6),
+    initial_delay=st.floats(min_value=0, max_value=1e3),
     backoff=st.sampled_from(["fixed", "linear", "exponential"]),
     multiplier=st.floats(min_value=1, max_value=1e300),
-    max_delay=st.floats(min_value=0, max_value=1e6),
+    max_delay=st.floats(min_value=1e3, max_value=1e6),
     jitter=st.sampled_from([True, False, "full"]),
     retry_on=st.lists(st.sampled_from(CLASSES), max_size=3).map(tuple),
     give_up_on=st.lists(st.sampled_from(CLASSES), max_size=3).map(tuple),
@@ -52,6 +52,11 @@ POLICIES = st.builds(
 def test_delays_grow_as_the_backoff_says_up_to_the_cap(backoff: Any, delays: list[float]) -> None:
     policy = RetryPolicy(initial_delay=2, backoff=backoff, max_delay=10, jitter=False)
     assert [policy.delay(n, 0.9) for n in range(1, 7)] == delays
+
+
+def test_a_first_delay_that_the_cap_would_cut_is_an_error_that_says_so() -> None:
+    with pytest.raises(SettingsError, match="initial_delay.*120.*max_delay.*60.*raise max_delay"):
+        RetryPolicy(initial_delay=120)
 
 
 def test_the_multiplier_is_the_base_of_the_exponential_backoff() -> None:

@@ -25,6 +25,7 @@ def upgrade() -> None:
             name         text NOT NULL,
             tenants      text[] NOT NULL,
             has_lock     boolean NOT NULL,
+            reserved     jsonb NOT NULL DEFAULT '{}',
             started_at   timestamptz NOT NULL DEFAULT now(),
             heartbeat_at timestamptz NOT NULL DEFAULT now(),
             stopped_at   timestamptz,
