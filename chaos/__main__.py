@@ -42,6 +42,9 @@ DRAIN_PATIENCE = 15.0
 SLOWEST = 5
 """Recoveries that are listed below the table."""
 
+LISTED = 50
+"""Findings of one kind that are listed."""
+
 SHOWN = 10
 """Executions whose history is printed where something was found."""
 
@@ -229,8 +232,10 @@ def _print(console: Console, verdict: Verdict, history: History, run: Run, secon
         found = [finding for finding in verdict.findings if finding.kind == kind]
         if found:
             console.print(f"{kind}:", style="red")
-        for finding in found:
+        for finding in found[:LISTED]:
             console.print(f"  {finding.execution_id} {finding.what}", highlight=False)
+        if len(found) > LISTED:
+            console.print(f"  and {len(found) - LISTED} more", highlight=False)
     for id_ in list(dict.fromkeys(finding.execution_id for finding in verdict.findings))[:SHOWN]:
         events = [event for event in history.events if event.execution_id == id_]
         if not events:
