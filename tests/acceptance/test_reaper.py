@@ -142,3 +142,23 @@ def test_one_tenants_missing_table_and_anothers_locked_one_do_not_stop_the_other
         20,
         "the locked tenant's recovery",
     )
+
+
+def test_a_backlog_behind_a_busy_worker_is_not_rung_again_and_a_lost_message_is(stage: Stage) -> None:
+    soon = {"BAZAAR_STRANDED_AFTER": "1"}
+    stage.worker(concurrency=1, env=soon)
+    stage.send("block", "busy")
+    stage.wait_for_runs("busy", 1)
+    waiting = [stage.send("add", n, n) for n in range(12)]
+
+    def rung_again() -> list[str]:
+        return [result.id for result in waiting if "rung_again" in stage.kinds(result)]
+
+    # Some of the twelve are in the queue, the others reserved by the worker; six looks find neither missing.
+    never(rung_again, 4.0, "a ring for a row that merely waits")
+    with stage.bazaar.app.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge(stage.tenant) > 0
+    eventually(rung_again, 10, "the purged messages to be sent again")
+    stage.open_gate("busy-1")
+    for n, result in enumerate(waiting):
+        assert result.get(timeout=20) == 2 * n

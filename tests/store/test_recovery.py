@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, State
-from cloacina_celery.store import executions, recovery
+from cloacina_celery.store import executions, recovery, workers
 from cloacina_celery.store.recovery import Glance
 from tests.store.rows import (
     EXECUTION_ID,
@@ -134,6 +134,17 @@ def test_due_rows_that_nobody_rang_for_are_rung_once_oldest_first(cursor: Cursor
     assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == ["third"]
     assert recovery.ring_due(cursor, tenant, limit=9) == []
     assert recovery.count_rung(cursor, tenant) == 4
+
+
+def test_what_a_living_worker_has_reserved_needs_no_message_in_the_queue(cursor: Cursor, tenant: str) -> None:
+    for n in range(4):
+        submit(cursor, tenant, f"e-{n}")
+    alive, dead = (workers.register(cursor, name=name, tenants=[tenant]) for name in ("alive", "dead"))
+    workers.heartbeat(cursor, alive, {tenant: 3, "tenant_other": 5})
+    workers.heartbeat(cursor, dead, {tenant: 1})
+    assert recovery.count_rung(cursor, tenant) == 0
+    workers.stop(cursor, dead, reason="test")
+    assert recovery.count_rung(cursor, tenant) == 1
 
 
 def test_a_stranded_row_is_rung_again_for_the_same_attempt_and_the_longest_waiting_first(
