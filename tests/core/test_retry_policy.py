@@ -55,7 +55,7 @@ def test_delays_grow_as_the_backoff_says_up_to_the_cap(backoff: Any, delays: lis
 
 
 def test_a_first_delay_that_the_cap_would_cut_is_an_error_that_says_so() -> None:
-    with pytest.raises(SettingsError, match="initial_delay.*120.*max_delay.*60.*raise max_delay"):
+    with pytest.raises(SettingsError, match=r"initial_delay.*120.*max_delay.*60.*raise max_delay"):
         RetryPolicy(initial_delay=120)
 
 
