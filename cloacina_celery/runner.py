@@ -20,7 +20,7 @@ from cloacina_celery.plugin.control import SWEEP_TASK
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER
 from cloacina_celery.runtime.context import enter_worker
 from cloacina_celery.runtime.keeper import Keeper, worker_name
-from cloacina_celery.runtime.lease import Held
+from cloacina_celery.runtime.lease import Duties, Held
 from cloacina_celery.store.database import normalise_url
 from cloacina_celery.telemetry import logger
 
@@ -73,9 +73,11 @@ class Runner:
             settings,
             self.cloacina.parts.recovery.reaper(),
             name=worker_name(f"runner@{schema}"),
-            tenants=lambda: [schema],
-            held=lambda: list(self._running.values()),
-            reserved=dict,  # a message that a runner takes starts at once
+            duties=Duties(
+                tenants=lambda: [schema],
+                held=lambda: list(self._running.values()),
+                reserved=dict,  # a message that a runner takes starts at once
+            ),
         )
         self._pool = ThreadPoolExecutor(
             max_concurrent_tasks,

@@ -11,6 +11,7 @@ from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import held_attempts, reserved_counts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
+from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.telemetry import logger
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ class KeeperStep(bootsteps.StartStopStep):
                 kernel.settings,
                 parts.recovery.reaper(),
                 name=worker_name(worker.hostname),
-                tenants=lambda: [name for name in list(queues.consume_from) if kernel.tenants.knows(name)],
-                held=held_attempts,
-                reserved=reserved_counts,
+                duties=Duties(
+                    tenants=lambda: [
+                        name for name in list(queues.consume_from) if kernel.tenants.knows(name)
+                    ],
+                    held=held_attempts,
+                    reserved=reserved_counts,
+                ),
             )
         except CloacinaError as error:
             logger.critical("cannot start: %s", error)

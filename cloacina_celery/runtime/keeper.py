@@ -8,11 +8,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
-from cloacina_celery.runtime.lease import Held, LeaseHolder
+from cloacina_celery.runtime.lease import Duties, LeaseHolder
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import workers
 from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
@@ -31,9 +31,7 @@ class Keeper:
 
     Args:
         name: says where a person finds the process.
-        tenants: lists the tenants that the worker serves right now.
-        held: lists the attempts that run in this worker right now.
-        reserved: counts, by tenant, the messages that were delivered to this worker and have not started.
+        duties: what the worker serves and has in its hands.
     """
 
     def __init__(
@@ -43,14 +41,12 @@ class Keeper:
         reaper: Reaper,
         *,
         name: str,
-        tenants: Callable[[], Sequence[str]],
-        held: Callable[[], Sequence[Held]],
-        reserved: Callable[[], Mapping[str, int]],
+        duties: Duties,
     ) -> None:
         self._database = database
         self._settings = settings
         self._reaper = reaper
-        self._tenants = tenants
+        self._tenants = duties.tenants
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cloacina-keeper", daemon=True)
         self._locked: list[tuple[float, Callable[[], object]]] = []
@@ -58,10 +54,8 @@ class Keeper:
         self._wants_sweep = False
         self.name = name
         with database.statement() as cursor:
-            self.worker_id = workers.register(cursor, name=name, tenants=list(tenants()))
-        self._leases = LeaseHolder(
-            database, settings, worker_id=self.worker_id, tenants=tenants, held=held, reserved=reserved
-        )
+            self.worker_id = workers.register(cursor, name=name, tenants=list(duties.tenants()))
+        self._leases = LeaseHolder(database, settings, worker_id=self.worker_id, duties=duties)
 
     def start(self) -> None:
         """Take the liveness lock and start both threads."""

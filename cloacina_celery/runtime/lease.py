@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
@@ -30,6 +31,19 @@ LIVENESS_INTERVAL = 0.5
 MAX_BACKOFF = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duties:
+    """What a worker serves and has in its hands, asked anew each time.
+
+    ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved`` counts, by tenant, the
+    messages that were delivered to it and have not started.
+    """
+
+    tenants: Callable[[], Sequence[str]]
+    held: Callable[[], Sequence[Held]]
+    reserved: Callable[[], Mapping[str, int]]
+
+
 class LeaseHolder:
     """Keep a worker alive in the database's eyes, and its leases open.
 
@@ -37,9 +51,7 @@ class LeaseHolder:
 
     Args:
         worker_id: the worker's entry in the register.
-        tenants: lists the tenants that the worker serves right now.
-        held: lists the attempts that run in this worker right now.
-        reserved: counts, by tenant, the messages that were delivered to this worker and have not started.
+        duties: what the worker serves and has in its hands.
     """
 
     def __init__(
@@ -48,17 +60,13 @@ class LeaseHolder:
         settings: Settings,
         *,
         worker_id: int,
-        tenants: Callable[[], Sequence[str]],
-        held: Callable[[], Sequence[Held]],
-        reserved: Callable[[], Mapping[str, int]],
+        duties: Duties,
     ) -> None:
         self._database = database
         self._settings = settings
         self._worker_id = worker_id
-        self._tenants = tenants
-        self._held = held
-        self._reserved = reserved
-        self._registered = frozenset(tenants())
+        self._duties = duties
+        self._registered = frozenset(duties.tenants())
         self._liveness: StoreConnection | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cloacina-leases", daemon=True)
@@ -93,11 +101,14 @@ class LeaseHolder:
                 backoff = min(max(backoff * 2, 0.1), MAX_BACKOFF)
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 self._stopping.wait(backoff * random.uniform(0.5, 1.0))
+            except Exception as error:  # noqa: BLE001  # without this thread every lease of the worker runs out
+                log("keeper.trouble", error=repr(error))
+                self._stopping.wait(MAX_BACKOFF)
 
     def _show_liveness(self) -> None:
         if self._settings.liveness == "lease":
             with self._database.statement() as cursor:
-                workers.heartbeat(cursor, self._worker_id, self._reserved())
+                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
             return
         try:
             if self._liveness is None:
@@ -105,7 +116,7 @@ class LeaseHolder:
                 with self._liveness.cursor() as cursor:
                     workers.hold_lock(cursor, self._worker_id)
             with self._liveness.cursor() as cursor:
-                workers.heartbeat(cursor, self._worker_id, self._reserved())
+                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
                 self._register_tenants(cursor)
         except ConnectionTrouble as error:
             self._drop_liveness()
@@ -114,14 +125,14 @@ class LeaseHolder:
 
     def _register_tenants(self, cursor: Cursor) -> None:
         # Queues come and go at run time (celery control add_consumer); whoever buries this worker must know.
-        now = frozenset(self._tenants())
+        now = frozenset(self._duties.tenants())
         if now != self._registered:
             workers.set_tenants(cursor, self._worker_id, sorted(now | self._registered))
             self._registered |= now
 
     def _extend_leases(self) -> None:
         by_tenant: dict[str, list[tuple[str, int]]] = {}
-        for tenant, execution_id, attempt in self._held():
+        for tenant, execution_id, attempt in self._duties.held():
             by_tenant.setdefault(tenant, []).append((execution_id, attempt))
         for tenant, held in by_tenant.items():
             try:
