@@ -25,10 +25,10 @@ demo: $(VENV)/.installed  ## load a year of real flights for 16 tenants, kill a 
 	$(VENV)/bin/python -m examples.flights
 
 test: $(VENV)/.installed  ## run the whole suite on real servers
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 test-oldest: $(OLDEST)/.installed  ## run it on the oldest supported Celery
-	$(OLDEST)/bin/python -m pytest $(ARGS)
+	$(OLDEST)/bin/python -m pytest -n 2 $(ARGS)
 
 bench: $(VENV)/.installed  ## compare the speed with that of plain Celery
 	$(VENV)/bin/python -m bench $(ARGS)
