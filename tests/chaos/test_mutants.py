@@ -8,12 +8,13 @@ from chaos.checker import NEEDLESS, RAN_TWICE, TWICE
 from tests.chaos.runs import Chaos, count
 
 SMALL = ("--quick", "--tenants", "2", "--every", "2")
+RUNS = 5
 FROZEN = ("--fault", "freeze past the lease", "--kind", "long", "--seconds", "8", "--executions", "9")
 REPEATED = ("--fault", "messages repeated", "--kind", "plain", "--seconds", "5", "--executions", "150")
 IN_TRANSACTIONS = ("--kind", "in a transaction", "--seconds", "5", "--executions", "30", "--calm", "1000")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize(
     ("mutant", "arguments", "found"),
     [
@@ -31,7 +32,11 @@ IN_TRANSACTIONS = ("--kind", "in a transaction", "--seconds", "5", "--executions
 def test_a_broken_build_is_found_out(
     chaos: Chaos, mutant: str, arguments: tuple[str, ...], found: str
 ) -> None:
-    done = chaos.run(*SMALL, *arguments, "--app", f"tests.chaos.mutants.{mutant}:app")
+    # A race is not run into each time, not even a widened one; a broken build is one that some run gives away.
+    for _ in range(RUNS):
+        done = chaos.run(*SMALL, *arguments, "--app", f"tests.chaos.mutants.{mutant}:app")
+        if count(done.stdout, found):
+            break
     assert done.returncode == 1
     assert count(done.stdout, found) > 0
 
