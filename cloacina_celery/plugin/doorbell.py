@@ -1,4 +1,4 @@
-"""Light messages on Redis: what a row can replace need not be kept a second time.
+"""Light messages on Redis: not kept a second time where a row does, and put first where they were first already.
 
 kombu emulates acknowledgements on Redis by writing each delivered message into a hash and an index, and by
 removing it there when it is acknowledged: nearly half of the work of a worker's main process. A durable task's
@@ -9,10 +9,14 @@ are kept as ever.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
 from kombu.transport import redis, virtual
+from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
 from cloacina_celery.telemetry import log
@@ -67,6 +71,37 @@ class DoorbellQoS(redis.QoS):
                 super().restore_unacked(client)
         except Exception as error:  # noqa: BLE001  # kombu has no client any more, and trips over that
             log("messages.kept", error=" ".join(str(error).split()))
+
+
+@contextmanager
+def at_the_head(producer: Any) -> Iterator[None]:
+    """Have what is published in the block go to its queue's head, where the broker has such a place: on Redis.
+
+    It is where kombu puts back what a closing channel had in its hands. AMQP has no such place for a new message.
+    """
+    try:
+        channel = producer.channel
+    except Exception:  # noqa: BLE001  # the publish itself will meet it, and says what is wrong
+        yield
+        return
+    if not isinstance(channel, redis.Channel):
+        yield
+        return
+    channel._put = partial(_put_first, channel)
+    try:
+        yield
+    finally:
+        del channel._put
+
+
+def _put_first(channel: Any, queue: str, message: Any, **options: Any) -> None:
+    key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+    batch = options.get("_publish_batch")
+    if batch is not None:
+        batch.add("rpush", key, json.dumps(message))
+        return
+    with channel.conn_or_acquire() as client:
+        client.rpush(key, json.dumps(message))
 
 
 class DoorbellStep(bootsteps.StartStopStep):

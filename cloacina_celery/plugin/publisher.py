@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from kombu import Queue
 from kombu.exceptions import KombuError, OperationalError
 
 from cloacina_celery.errors import CloacinaError
+from cloacina_celery.plugin.doorbell import at_the_head
 from cloacina_celery.plugin.envelope import Envelope
 from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import executions
@@ -107,9 +108,9 @@ class Publisher:
     def _send_ring(self, producer: Any, ring: Ring) -> None:
         envelope = Envelope.load(ring.message)
         headers = envelope.ringing_for(ring.tenant, ring.attempt, ring.failures)
-        self._send(
-            producer, headers["task"], (headers, {}, envelope.body, None), ring.tenant, envelope.properties
-        )
+        message: Any = (headers, {}, envelope.body, None)
+        with at_the_head(producer) if ring.goes_first else nullcontext():
+            self._send(producer, headers["task"], message, ring.tenant, envelope.properties)
 
     def _send(self, producer: Any, task: str, message: Any, tenant: str, properties: dict[str, Any]) -> None:
         send: Callable[..., Any] = self._kernel.send

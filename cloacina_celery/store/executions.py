@@ -47,7 +47,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """What it takes to publish a pending execution's message again."""
+    """What it takes to publish a pending execution's message again.
+
+    One that ``goes_first`` had started before its worker was lost or shut down: it has waited its turn already.
+    """
 
     tenant: str
     execution_id: str
@@ -55,6 +58,7 @@ class Ring:
     failures: int
     recoveries: int
     message: str
+    goes_first: bool = False
 
 
 # The conflict's WHERE lets two kinds of existing rows through: those parked by a replacement (see `park`) and

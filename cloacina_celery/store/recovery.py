@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
@@ -218,6 +218,7 @@ def recover(cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str) -> Reco
                     failures=orphan.failures,
                     recoveries=orphan.recoveries + 1,
                     message=orphan.message,
+                    goes_first=True,
                 )
         case Abandon(reason=why):
             error = {
@@ -242,7 +243,7 @@ def recover(cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str) -> Reco
 def release(cursor: Cursor, tenant: str, worker_id: int, *, reason: str) -> list[Ring]:
     """Give back everything a worker that is shutting down still holds; no budget is spent."""
     _RELEASE.execute(cursor, tenant, worker_id, reason)
-    return _rings(cursor, tenant)
+    return [replace(ring, goes_first=True) for ring in _rings(cursor, tenant)]
 
 
 def ring_due(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
