@@ -217,6 +217,9 @@ class DurableBackend(SyncBackendMixin, Backend):
         try:
             raise ChordError(f"Dependency {failed.execution_id} raised {cause!r}") from cause
         except ChordError as error:
+            if body.subtask_type is None:
+                # Celery enters it by its id alone; the row should say which task it was to be.
+                self.store_result(body.options["task_id"], error, states.FAILURE, request=body)
             self.chord_error_from_stack(body, error)
 
     def fail_from_current_stack(self, task_id: str, exc: BaseException | None = None) -> Any:

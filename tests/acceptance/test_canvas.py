@@ -110,6 +110,7 @@ def test_a_chord_with_a_failing_member_fails_and_calls_its_errback(standing: Sta
     with pytest.raises(Exception, match="boom"):
         result.get(timeout=15)
     standing.wait_for_runs(f"error-{result.id}", 1)
+    assert standing.row(result).task == bazaar.total.name
 
 
 def test_a_retried_member_does_not_count_twice(standing: Stage, bazaar: Any) -> None:
