@@ -65,8 +65,9 @@ class DurableRequest(Request):
                 *self.held, error=TimeLimitExceeded(timeout), request=self._context
             )
 
-    def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        super()._announce_cancelled(emit_retry)
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        # Its parameters differ between the Celery versions that we support.
+        super()._announce_cancelled(*args, **kwargs)
         if self.held is not None:
             self._recovery.attempt_ended_by_worker(*self.held)
 
