@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
-from cloacina_celery.store.database import Cursor, Database, UndefinedTable
+from cloacina_celery.store.database import Cursor, Database
 
 CATALOG_HEAD = "c0001"
 TENANT_HEAD = "t0001"
@@ -125,7 +125,6 @@ def _script(branch: Branch):  # type: ignore[no-untyped-def]  # alembic is impor
 __all__ = [
     "CATALOG_HEAD",
     "TENANT_HEAD",
-    "UndefinedTable",
     "check",
     "ensure_catalog",
     "head_of",
