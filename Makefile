@@ -34,7 +34,7 @@ bench: $(VENV)/.installed  ## compare the speed with that of plain Celery
 	$(VENV)/bin/python -m bench $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill, freeze, cut and lose for ten minutes, then check every execution
-	$(VENV)/bin/python -m chaos --seconds 600 --executions 5000 $(ARGS)
+	$(VENV)/bin/python -m cloacina_celery.chaos --seconds 600 --executions 5000 $(ARGS)
 
 lint: $(VENV)/.installed  ## check style, types and layers
 	$(VENV)/bin/ruff check

@@ -12,7 +12,13 @@ from cloacina_celery.errors import InvalidTenantName, UnknownTenant
 from cloacina_celery.store import migrate
 from cloacina_celery.store.database import Database, UndefinedTable
 
-_LEGACY_TABLES = ("cloacina_executions", "cloacina_events", "cloacina_chords", migrate.VERSION_TABLE)
+_LEGACY_TABLES = (
+    "cloacina_executions",
+    "cloacina_events",
+    "cloacina_chords",
+    "cloacina_outbox",
+    migrate.VERSION_TABLE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cloacina_celery.cli import cloacina
+from cloacina_celery.store.migrate import TENANT_HEAD
 from tests.acceptance.stage import BAZAAR
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def test_schemas_are_migrated_and_their_status_shown(standing: Stage) -> None:
         assert run(standing, "schema", "migrate").exit_code == 1
     finally:
         with standing.observer.cursor() as cursor:
-            cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = 't0001'")
+            cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = '{TENANT_HEAD}'")
 
 
 def words_of(done: Result) -> str:

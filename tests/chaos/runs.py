@@ -1,4 +1,4 @@
-"""Run ``python -m chaos`` to its end, as a user would."""
+"""Run ``python -m cloacina_celery.chaos`` to its end, as a user would."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chaos:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOACINA_")}
         environment |= {"CLOACINA_DATABASE_URL": self.database_url, "CLOACINA_BROKER_URL": self.broker_url}
         done = subprocess.run(
-            on_leash([sys.executable, "-m", "chaos", *arguments]),
+            on_leash([sys.executable, "-m", "cloacina_celery.chaos", *arguments]),
             cwd=ROOT,
             env=leash_environment(environment),
             stdin=subprocess.DEVNULL,

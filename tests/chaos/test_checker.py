@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from chaos.checker import (
+from cloacina_celery.chaos.checker import (
     BUDGET,
     EFFECTS,
     FOREIGN,
@@ -22,9 +22,9 @@ from chaos.checker import (
     Recovery,
     check,
 )
-from chaos.faults import Done
-from chaos.history import Effect, Event, History, Line, Row
-from chaos.plan import Planned
+from cloacina_celery.chaos.faults import Done
+from cloacina_celery.chaos.history import Effect, Event, History, Line, Row
+from cloacina_celery.chaos.plan import Planned
 
 TENANT = "tenant_one"
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.checker import NEEDLESS, RAN_TWICE, TWICE
+from cloacina_celery.chaos.checker import NEEDLESS, RAN_TWICE, TWICE
 from tests.chaos.runs import Chaos, count
 
 SMALL = ("--quick", "--tenants", "2", "--every", "2")

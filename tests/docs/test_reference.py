@@ -59,6 +59,7 @@ NOT_SETTINGS = {
     "cloacina_executions",
     "cloacina_events",
     "cloacina_chords",
+    "cloacina_outbox",
     "cloacina_tenant",
     "cloacina_attempt",
     "cloacina_idempotency_key",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app, cloacina, poison, work
 from cloacina_celery.store import executions
 from tests.chaos.mutants.races import CLAIM_PAUSE, replaced
 

@@ -1,6 +1,6 @@
 """Settling without a fence: a zombie's settlement, and its effects with it, are taken."""
 
-from chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app, cloacina, poison, work
 from cloacina_celery.store import executions
 from tests.chaos.mutants.races import replaced
 

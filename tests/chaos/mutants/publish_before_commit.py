@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app, cloacina, poison, work
 from cloacina_celery.runtime.units import Action, CursorUnit, SessionUnit
 
 

@@ -1,6 +1,6 @@
 """A sweep that neither locks what it decides about nor looks again when it writes."""
 
-from chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app, cloacina, poison, work
 from cloacina_celery.store import recovery
 from tests.chaos.mutants.races import replaced, widen_sweep
 

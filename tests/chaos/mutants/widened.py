@@ -1,6 +1,6 @@
 """The sound build, with pauses where the broken ones have their races: it has to pass."""
 
-from chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app, cloacina, poison, work
 from tests.chaos.mutants.races import widen_claim, widen_sweep
 
 widen_claim()

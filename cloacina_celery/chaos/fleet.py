@@ -70,7 +70,7 @@ class Member:
         self.send(number)
 
     def dump_stacks(self) -> None:
-        """Have each process write what it is doing to the log (see `chaos.app`)."""
+        """Have each process write what it is doing to the log (see `cloacina_celery.chaos.app`)."""
         for pid in [self.pid, *self.children()]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)

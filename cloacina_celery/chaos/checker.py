@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 
-from chaos.faults import Done
-from chaos.history import Event, History, Row
+from cloacina_celery.chaos.faults import Done
+from cloacina_celery.chaos.history import Event, History, Row
 from cloacina_celery.core.lifecycle import TERMINAL_STATES, Recover, after_loss
 
 LOST = "lost"

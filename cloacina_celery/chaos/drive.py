@@ -21,9 +21,9 @@ from rich.console import Console
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from chaos.faults import FAULTS, Done, Fault
-from chaos.fleet import Fleet, Member
-from chaos.plan import Job, Plan
+from cloacina_celery.chaos.faults import FAULTS, Done, Fault
+from cloacina_celery.chaos.fleet import Fleet, Member
+from cloacina_celery.chaos.plan import Job, Plan
 from cloacina_celery.errors import DatabaseUnavailable
 
 TICK = 0.01

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.faults import Done
-from chaos.plan import Planned
+from cloacina_celery.chaos.faults import Done
+from cloacina_celery.chaos.plan import Planned
 
 if TYPE_CHECKING:
-    from chaos.drive import Run
+    from cloacina_celery.chaos.drive import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Run thousands of executions over ten tenants under faults, and check the history: ``python -m chaos``.
+"""Run thousands of executions over ten tenants under faults, and check the history.
 
 Real broker, database, workers and beats. The faults are drawn with the printed seed; the exit code is the
 checker's: 0 where nothing was lost, doubled, settled twice, misplaced or stuck.
@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from chaos import queues
-from chaos.checker import FINDINGS, MESSAGE, RUN, Verdict, check, percentile
-from chaos.drive import Run
-from chaos.faults import FAULTS
-from chaos.fleet import Fleet
-from chaos.history import History
-from chaos.plan import SHARES, Plan
 from cloacina_celery import devservers
+from cloacina_celery.chaos import queues
+from cloacina_celery.chaos.checker import FINDINGS, MESSAGE, RUN, Verdict, check, percentile
+from cloacina_celery.chaos.drive import Run
+from cloacina_celery.chaos.faults import FAULTS
+from cloacina_celery.chaos.fleet import Fleet
+from cloacina_celery.chaos.history import History
+from cloacina_celery.chaos.plan import SHARES, Plan
 
 QUICK = {"lease_ttl": 3.0, "heartbeat_interval": 1.0, "stranded_after": 3.0, "sweep_interval": 2.0}
 """Settings with which a short run has time for what takes the default ones half a minute."""
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cloacina_celery.chaos", description=__doc__)
     parser.add_argument(
         "--seconds", type=float, default=120, help="time in which faults strike (%(default)s)"
     )
@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="short leases and sweeps instead of the defaults"
     )
-    parser.add_argument("--app", default="chaos.app:app", help="another app module (%(default)s)")
+    parser.add_argument(
+        "--app", default="cloacina_celery.chaos.app:app", help="another app module (%(default)s)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the logs of a clean run too")
     return parser
 

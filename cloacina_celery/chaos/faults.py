@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from chaos import queues
 from cloacina_celery import devservers
+from cloacina_celery.chaos import queues
 from cloacina_celery.store.executions import Ring
 
 if TYPE_CHECKING:
-    from chaos.drive import Run
-    from chaos.fleet import Member
+    from cloacina_celery.chaos.drive import Run
+    from cloacina_celery.chaos.fleet import Member
 
 BURST = 60
 """Executions submitted at once before a queue is meddled with, so that something waits in it."""
