@@ -20,7 +20,8 @@ from cloacina_celery.plugin.control import SWEEP_TASK
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER
 from cloacina_celery.runtime.context import enter_worker
 from cloacina_celery.runtime.keeper import Keeper, worker_name
-from cloacina_celery.runtime.lease import Duties, Held
+from cloacina_celery.runtime.lease import Duties
+from cloacina_celery.runtime.trust import Held
 from cloacina_celery.store.database import normalise_url
 from cloacina_celery.telemetry import logger
 
@@ -79,6 +80,7 @@ class Runner:
                 reserved=dict,  # a message that a runner takes starts at once
             ),
         )
+        self.cloacina.parts.kernel.boards[self._keeper.worker_id] = self._keeper.board
         self._pool = ThreadPoolExecutor(
             max_concurrent_tasks,
             f"cloacina-{schema}",
@@ -119,6 +121,7 @@ class Runner:
         self._thread.join()
         self._pool.shutdown(wait=wait, cancel_futures=True)
         self._keeper.stop(reason="the runner was shut down")
+        self.cloacina.parts.kernel.boards.pop(self._keeper.worker_id, None)
 
     def __enter__(self) -> Self:
         return self

@@ -25,9 +25,12 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "(%(error)s); the sweep will publish it"
         ),
     ),
-    "callback.lost": (
-        logging.ERROR,
-        "the message of plain task %(task)s, which was to follow a durable one, was refused by the broker: %(error)s",
+    "callback.unsent": (
+        logging.WARNING,
+        (
+            "the message of plain task %(task)s, which is to follow a durable one, is kept (%(error)s); "
+            "the sweep will send it"
+        ),
     ),
     "task.unknown": (
         logging.ERROR,
@@ -59,6 +62,10 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "sweep.stranded": (
         logging.WARNING,
         "published %(count)s executions of %(tenant)s again: waiting rows outnumber the queue's messages",
+    ),
+    "sweep.letters": (
+        logging.INFO,
+        "sent %(count)s messages of plain tasks that were left in the outbox of %(tenant)s",
     ),
     "sweep.pruned": (logging.INFO, "deleted %(count)s executions of %(tenant)s that ended long ago"),
     "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),

@@ -110,10 +110,13 @@ def _error(error: dict[str, Any]) -> str:
 @execution.command("cancel")
 @click.argument("tenant")
 @click.argument("execution_id")
+@click.option("--terminate", is_flag=True, help="End the process that runs it, too.")
 @command
-def execution_cancel(cloacina: Cloacina, tenant: str, execution_id: str, as_json: bool) -> None:
+def execution_cancel(
+    cloacina: Cloacina, tenant: str, execution_id: str, terminate: bool, as_json: bool
+) -> None:
     """End an execution that has not ended."""
-    found = cloacina.executions(tenant).cancel(execution_id)
+    found = cloacina.executions(tenant).cancel(execution_id, terminate=terminate)
     click.echo(json.dumps(asdict(found), default=plain) if as_json else _headline(found))
 
 

@@ -24,6 +24,9 @@ TERMINAL_STATES = frozenset({State.SUCCEEDED, State.FAILED, State.ABANDONED, Sta
 RECOVERY_DELAY_BASE = 1.0
 RECOVERY_DELAY_CAP = 60.0
 
+TRUST_SHARE = 0.9
+"""The share of a lease for which its holder trusts it: it must doubt before the database gives the row away."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
@@ -51,6 +54,11 @@ class Abandon:
     """End as abandoned: the recovery budget is spent."""
 
     reason: str
+
+
+def trust_window(lease_ttl: float) -> float:
+    """Compute the seconds for which a holder trusts its lease, from before the query that opened or extended it."""
+    return lease_ttl * TRUST_SHARE
 
 
 def after_failure(

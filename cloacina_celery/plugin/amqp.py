@@ -59,8 +59,8 @@ class DurableAMQP:
                     )
             unit = current_unit()
             if unit is not None and unit.is_settlement:
-                # A plain callback of a durable task: it leaves once the settlement has committed.
-                unit.after_commit(lambda: parts.publisher.publish_plain(name, message, options))
+                # A plain callback of a durable task: committed with the settlement, it leaves after it.
+                parts.outbox.post(unit, name, message, options)
                 return None
             return send(producer, name, message, **options)
 

@@ -136,8 +136,16 @@ class Executions:
         with self._kernel.rows(self.tenant) as cursor:
             return queries.history(cursor, self.tenant, execution_id)
 
-    def cancel(self, execution_id: str, *, reason: str = "cancelled by an operator") -> Execution:
-        """End an execution that has not ended; a running attempt is refused when it wants to settle.
+    def cancel(
+        self, execution_id: str, *, terminate: bool = False, reason: str = "cancelled by an operator"
+    ) -> Execution:
+        """End an execution that has not ended; nothing that a running attempt has done in the tenant remains.
+
+        The attempt finds its next session refused and ``is_cancelled`` true, and cannot settle.
+
+        Args:
+            terminate: end the process that runs it, too, as Celery's ``revoke(terminate=True)`` does.
+            reason: kept in the execution's history.
 
         Raises:
             ExecutionNotFound: the tenant has none of this id.
@@ -147,6 +155,8 @@ class Executions:
         _check_text("reason", reason)
         with self._kernel.rows(self.tenant) as cursor:
             is_cancelled = queries.cancel(cursor, self.tenant, execution_id, reason=reason)
+        if is_cancelled and terminate:
+            self._kernel.app.control.revoke(execution_id, terminate=True)
         found = self.get(execution_id)
         if not is_cancelled:
             raise TransitionRefused(

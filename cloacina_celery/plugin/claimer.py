@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery.exceptions import Ignore
 
+from cloacina_celery.core.lifecycle import trust_window
 from cloacina_celery.core.settings import MAX_INTEGER
 from cloacina_celery.errors import DatabaseUnavailable, InvalidTenantName, MessageRefused, UnknownTenant
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import current_worker_id
+from cloacina_celery.runtime.trust import steady_clock
 from cloacina_celery.store import executions
 from cloacina_celery.store.database import InvalidSchemaName, UndefinedTable
 from cloacina_celery.telemetry import log
@@ -48,8 +50,10 @@ class Claimer:
         assert isinstance(number, int)
         kernel = self._kernel
         database = kernel.database
+        worker_id = current_worker_id() or kernel.worker_id
         backoff = 0.1
         while True:
+            asked_at = steady_clock()
             try:
                 with database.statement() as cursor:
                     claim = executions.claim(
@@ -57,7 +61,7 @@ class Claimer:
                         tenant,
                         request.id,
                         attempt=number,
-                        worker_id=current_worker_id() or kernel.worker_id,
+                        worker_id=worker_id,
                         lease_ttl=kernel.settings.lease_ttl,
                         policy=kernel.stored_policy_of(task),
                         prepare=database.prepared_statements,
@@ -77,6 +81,7 @@ class Claimer:
         return Attempt(
             database=database, tenant=tenant, id=request.id, task=task.name, attempt=claim.attempt,
             failures=claim.failures, recoveries=claim.recoveries,
+            trusted_until=asked_at + trust_window(kernel.settings.lease_ttl), board=kernel.boards.get(worker_id),
         )  # fmt: skip
 
     def _check(self, tenant: object, number: object, request: Any) -> None:

@@ -14,6 +14,7 @@ from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import SettingsError, UnknownTenant
 from cloacina_celery.plugin.memory import ChordSizes, Locations, Messages, TenantDirectory
 from cloacina_celery.runtime.keeper import Keeper
+from cloacina_celery.runtime.trust import LeaseBoard
 from cloacina_celery.store import catalog
 from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
 
@@ -39,6 +40,7 @@ class Kernel:
         self.messages = Messages()
         self.keeper: Keeper | None = None
         self.worker_id = 0
+        self.boards: dict[int, LeaseBoard] = {}
 
     @property
     def app(self) -> Celery:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cloacina_celery.plugin.kernel import Kernel
+from cloacina_celery.plugin.outbox import Outbox
 from cloacina_celery.plugin.publisher import Publisher
 from cloacina_celery.plugin.recovery import Recovery
 from cloacina_celery.plugin.results import Backends
@@ -20,6 +21,7 @@ class Parts:
     kernel: Kernel
     publisher: Publisher
     submitter: Submitter
+    outbox: Outbox
     backends: Backends
     settler: Settler
     recovery: Recovery
@@ -29,12 +31,14 @@ class Parts:
         """Make the parts of one plugin."""
         kernel = Kernel(overrides)
         publisher, backends, settler = Publisher(kernel), Backends(kernel), Settler(kernel)
-        recovery = Recovery(kernel, publisher, settler, backends)
+        outbox = Outbox(kernel)
+        recovery = Recovery(kernel, publisher, outbox, settler, backends)
         backends.on_revoked = recovery.revoked
         return cls(
             kernel=kernel,
             publisher=publisher,
             submitter=Submitter(kernel, publisher),
+            outbox=outbox,
             backends=backends,
             settler=settler,
             recovery=recovery,

@@ -97,14 +97,6 @@ class Publisher:
         except BROKER_TROUBLE:
             return None
 
-    def publish_plain(self, name: str, message: Any, options: dict[str, Any]) -> None:
-        """Send a message of a plain task that had to wait for a commit; one that the broker refuses is lost."""
-        try:
-            with without_fork(), self._kernel.app.producer_or_acquire() as producer:
-                self._kernel.send(producer, name, message, **options)
-        except BROKER_TROUBLE as error:
-            log("callback.lost", task=name, error=" ".join(str(error).split()))
-
     def _send_ring(self, producer: Any, ring: Ring) -> None:
         envelope = Envelope.load(ring.message)
         headers = envelope.ringing_for(ring.tenant, ring.attempt, ring.failures)

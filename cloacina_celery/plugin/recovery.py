@@ -15,6 +15,7 @@ from cloacina_celery.store.recovery import Recovered
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.outbox import Outbox
     from cloacina_celery.plugin.publisher import Publisher
     from cloacina_celery.plugin.results import Backends
     from cloacina_celery.plugin.settler import Settler
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 class Recovery:
     """Move such attempts on, from the worker's main process."""
 
-    def __init__(self, kernel: Kernel, publisher: Publisher, settler: Settler, backends: Backends) -> None:
+    def __init__(
+        self, kernel: Kernel, publisher: Publisher, outbox: Outbox, settler: Settler, backends: Backends
+    ) -> None:
         self._kernel = kernel
         self._publisher = publisher
+        self._outbox = outbox
         self._settler = settler
         self._backends = backends
 
@@ -35,6 +39,7 @@ class Recovery:
             self._kernel.database,
             self._kernel.settings,
             publish=self._publisher.publish_rings,
+            send_letters=self._outbox.send,
             can_publish=self._publisher.can_publish,
             queue_depth=self._publisher.queue_depth,
             on_abandoned=self._on_abandoned,

@@ -58,6 +58,7 @@ class KeeperStep(bootsteps.StartStopStep):
             raise SystemExit(EX_CONFIG) from None
         queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
+        kernel.boards[keeper.worker_id] = keeper.board
         return keeper
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cloacina_celery.core.lifecycle import State
 from cloacina_celery.errors import LeaseLost
 from cloacina_celery.runtime.context import bind_unit
+from cloacina_celery.runtime.trust import LeaseBoard, steady_clock
 from cloacina_celery.runtime.units import SessionUnit
-from cloacina_celery.store import queries
+from cloacina_celery.store import executions
 from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession
 
@@ -40,6 +40,8 @@ class Attempt:
     attempt: int
     failures: int
     recoveries: int
+    trusted_until: float
+    board: LeaseBoard | None = field(repr=False)
     session: TenantSession | None = field(default=None, repr=False)
     requested_retry: RequestedRetry | None = field(default=None, repr=False)
     replacement: Any = field(default=None, repr=False)
@@ -51,11 +53,29 @@ class Attempt:
         return self.recoveries > 0
 
     @property
+    def is_trusted(self) -> bool:
+        """Whether the lease was extended lately enough; asks nobody, so it answers when the database does not.
+
+        ``False`` means that the execution may be running elsewhere by now: do nothing more for it.
+        """
+        now = steady_clock()
+        if now >= self.trusted_until and self.board is not None:
+            self.trusted_until = max(
+                self.trusted_until, self.board.read((self.tenant, self.id, self.attempt))
+            )
+        return now < self.trusted_until
+
+    @property
     def is_cancelled(self) -> bool:
-        """Ask the database whether this attempt has been cancelled or otherwise lost its execution."""
+        """Tell whether this attempt has been cancelled or otherwise lost its execution, by asking the database.
+
+        Raises:
+            DatabaseUnavailable: the database did not answer, and the attempt is still trusted.
+        """
+        if not self.is_trusted:
+            return True
         with self.database.statement() as cursor:
-            row = queries.get(cursor, self.tenant, self.id)
-        return row is None or row.state is not State.RUNNING or row.attempt != self.attempt
+            return not executions.is_held(cursor, self.tenant, self.id, self.attempt)
 
     @contextmanager
     def open_session(self) -> Iterator[Session]:
@@ -64,9 +84,10 @@ class Attempt:
         A block that raises takes its own work back and leaves that of earlier blocks.
 
         Raises:
-            LeaseLost: the attempt is over, and nobody would commit what is written; something outlived it.
+            LeaseLost: nobody would commit what is written. The attempt is over and something outlived it, it was
+                cancelled or lost its execution, or its lease was not extended for too long to be trusted.
         """
-        if self.is_over:
+        if self.is_over or not self.is_trusted:
             raise LeaseLost(self.tenant, self.id, self.attempt)
         if self.session is None:
             self.session = TenantSession(self.database, self.tenant)
@@ -74,7 +95,10 @@ class Attempt:
         # The first block of a transaction needs no savepoint: rolling back all of it is the same and free.
         savepoint = session.begin_nested() if session.in_transaction() else None
         try:
-            with bind_unit(SessionUnit(session, self.tenant)):
+            unit = SessionUnit(session, self.tenant)
+            if not executions.is_held(unit.cursor(), self.tenant, self.id, self.attempt):
+                raise LeaseLost(self.tenant, self.id, self.attempt)
+            with bind_unit(unit):
                 yield session
             session.flush()
         except BaseException:

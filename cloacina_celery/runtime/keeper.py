@@ -14,6 +14,7 @@ from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
 from cloacina_celery.runtime.lease import Duties, LeaseHolder
 from cloacina_celery.runtime.reaper import Reaper
+from cloacina_celery.runtime.trust import LeaseBoard
 from cloacina_celery.store import workers
 from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
 from cloacina_celery.telemetry import log
@@ -56,6 +57,11 @@ class Keeper:
         with database.statement() as cursor:
             self.worker_id = workers.register(cursor, name=name, tenants=list(duties.tenants()))
         self._leases = LeaseHolder(database, settings, worker_id=self.worker_id, duties=duties)
+
+    @property
+    def board(self) -> LeaseBoard:
+        """Until when the worker's attempts are trusted, for the processes that run them."""
+        return self._leases.board
 
     def start(self) -> None:
         """Take the liveness lock and start both threads."""

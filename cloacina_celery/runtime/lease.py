@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cloacina_celery.core.lifecycle import trust_window
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.runtime.trust import Held, LeaseBoard, steady_clock
 from cloacina_celery.store import executions, workers
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import (
@@ -23,9 +25,6 @@ from cloacina_celery.store.database import (
     after_fork_in_child,
 )
 from cloacina_celery.telemetry import log
-
-Held = tuple[str, str, int]
-"""A running attempt: tenant, execution id, attempt."""
 
 LIVENESS_INTERVAL = 0.5
 MAX_BACKOFF = 2.0
@@ -48,6 +47,7 @@ class LeaseHolder:
     """Keep a worker alive in the database's eyes, and its leases open.
 
     It has a thread of its own, since nothing that the reaper waits for may cost a healthy task its lease.
+    What it has extended it writes on its ``board``, where the processes that run the tasks look.
 
     Args:
         worker_id: the worker's entry in the register.
@@ -66,6 +66,8 @@ class LeaseHolder:
         self._settings = settings
         self._worker_id = worker_id
         self._duties = duties
+        self.board = LeaseBoard()
+        self._trusted: dict[Held, float] = {}
         self._registered = frozenset(duties.tenants())
         self._liveness: StoreConnection | None = None
         self._stopping = threading.Event()
@@ -132,12 +134,18 @@ class LeaseHolder:
 
     def _extend_leases(self) -> None:
         by_tenant: dict[str, list[tuple[str, int]]] = {}
-        for tenant, execution_id, attempt in self._duties.held():
+        all_held = frozenset(self._duties.held())
+        for tenant, execution_id, attempt in all_held:
             by_tenant.setdefault(tenant, []).append((execution_id, attempt))
+        self._trusted = {held: until for held, until in self._trusted.items() if held in all_held}
         for tenant, held in by_tenant.items():
+            asked_at = steady_clock()
             try:
                 with bounded_transaction(self._database) as cursor:
-                    executions.heartbeat(cursor, tenant, held, lease_ttl=self._settings.lease_ttl)
+                    extended = executions.heartbeat(cursor, tenant, held, lease_ttl=self._settings.lease_ttl)
+                until = asked_at + trust_window(self._settings.lease_ttl)
+                self._trusted.update({(tenant, i, n): until for i, n in held if i in extended})
+                self.board.write(self._trusted.items())
             except DriverError as error:
                 # One tenant's dropped or locked schema must not cost the others their leases.
                 log("heartbeat.failed", tenant=tenant, error=" ".join(str(error).split()))

@@ -10,14 +10,16 @@ from cloacina_celery.core.lifecycle import Abandon
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.runtime.units import settlement
-from cloacina_celery.store import catalog, recovery, retention, workers
+from cloacina_celery.store import catalog, outbox, recovery, retention, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.outbox import Letter
 from cloacina_celery.store.recovery import Glance, Orphan, Recovered
 from cloacina_celery.telemetry import log
 
 Publish = Callable[[Sequence[Ring]], None]
+SendLetters = Callable[[Sequence[Letter]], list[int]]
 QueueDepth = Callable[[str], int | None]
 OnAbandoned = Callable[[str, Recovered], None]
 CanPublish = Callable[[], bool]
@@ -36,6 +38,7 @@ class Reaper:
         database: where the tenants are.
         settings: batch sizes and thresholds.
         publish: sends messages; it must not raise for a broker that is down.
+        send_letters: sends plain messages, and returns the ids of those that the broker took; it must not raise either.
         can_publish: tells whether the broker may be up; while it is not, due rows are left alone.
         queue_depth: counts the messages waiting in a tenant's queue; ``None`` where that is not known.
         on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent.
@@ -47,6 +50,7 @@ class Reaper:
         settings: Settings,
         *,
         publish: Publish,
+        send_letters: SendLetters,
         can_publish: CanPublish,
         queue_depth: QueueDepth,
         on_abandoned: OnAbandoned,
@@ -54,6 +58,7 @@ class Reaper:
         self._database = database
         self._settings = settings
         self._publish = publish
+        self._send_letters = send_letters
         self._can_publish = can_publish
         self._queue_depth = queue_depth
         self._on_abandoned = on_abandoned
@@ -192,6 +197,8 @@ class Reaper:
             if rings:
                 log("sweep.rung", tenant=seen.tenant, count=len(rings))
             touched += len(rings)
+        if seen.has_letters and self._can_publish():
+            touched += self._send_left_letters(seen.tenant)
         if (
             seen.is_stranded
             and check_stranded
@@ -200,6 +207,18 @@ class Reaper:
         ):
             touched += self._ring_stranded(seen.tenant, stranded_after=self._settings.stranded_after)
         return touched
+
+    def _send_left_letters(self, tenant: str) -> int:
+        with bounded_transaction(self._database) as cursor:
+            letters = outbox.lock(
+                cursor, tenant, limit=self._settings.sweep_batch, older_than=self._settings.stranded_after
+            )
+            # Locked until they are sent: another reaper sends others. A death in between sends some twice.
+            sent = self._send_letters(letters)
+            outbox.remove(cursor, tenant, sent)
+        if sent:
+            log("sweep.letters", tenant=tenant, count=len(sent))
+        return len(sent)
 
     def _is_time_for_stranded(self, tenant: str) -> bool:
         now = time.monotonic()

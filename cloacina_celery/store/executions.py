@@ -241,6 +241,13 @@ _HEARTBEAT = Statement(
     """,
 )
 
+_IS_HELD = Statement(
+    "is_held",
+    """
+    SELECT 1 FROM {s}.cloacina_executions WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+    """,
+)
+
 _UNRING = Statement(
     "unring",
     """
@@ -383,6 +390,12 @@ def heartbeat(
     """Extend the leases of ``(execution_id, attempt)`` pairs; return the ids that are still held."""
     _HEARTBEAT.execute(cursor, tenant, [i for i, _ in held], [attempt for _, attempt in held], lease_ttl)
     return frozenset(row[0] for row in cursor.fetchall())
+
+
+def is_held(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> bool:
+    """Tell whether the attempt still holds its execution."""
+    _IS_HELD.execute(cursor, tenant, execution_id, attempt)
+    return cursor.fetchone() is not None
 
 
 def unring(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> None:

@@ -46,6 +46,7 @@ class Glance:
     is_due: bool
     is_expired: bool
     is_stranded: bool
+    has_letters: bool
 
 
 _ORPHAN_COLUMNS = "id, attempt, failures, recoveries, max_recoveries, message"
@@ -168,14 +169,17 @@ def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> 
                 WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()),
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE state = 'running' AND lease_expires_at < now()),
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions
-                WHERE state = 'pending' AND rung_at < now() - make_interval(secs => %s))"""
+                WHERE state = 'pending' AND rung_at < now() - make_interval(secs => %s)),
+        EXISTS (SELECT FROM {quote(t)}.cloacina_outbox WHERE created_at < now() - make_interval(secs => %s))"""
         for t in tenants
     )
-    cursor.execute(branches, [value for tenant in tenants for value in (tenant, stranded_after)])
+    cursor.execute(
+        branches, [value for tenant in tenants for value in (tenant, stranded_after, stranded_after)]
+    )
     return [
-        Glance(tenant=tenant, is_due=due, is_expired=expired, is_stranded=stranded)
-        for tenant, due, expired, stranded in cursor.fetchall()
-        if due or expired or stranded
+        Glance(tenant=tenant, is_due=due, is_expired=expired, is_stranded=stranded, has_letters=letters)
+        for tenant, due, expired, stranded, letters in cursor.fetchall()
+        if due or expired or stranded or letters
     ]
 
 

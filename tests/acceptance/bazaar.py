@@ -16,9 +16,10 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.signals import before_task_publish
 from sqlalchemy import text
 
-from cloacina_celery import Cloacina, DurableTask, RetryPolicy
+from cloacina_celery import Cloacina, DurableTask, LeaseLost, RetryPolicy
 from tests.support import shop_tables
 from tests.support.databases import connect
 from tests.support.waiting import eventually
@@ -39,6 +40,17 @@ cloacina = Cloacina(
     stranded_after=float(os.environ.get("BAZAAR_STRANDED_AFTER", "10")),
     enable_recovery=os.environ.get("BAZAAR_RECOVERY", "on") == "on",
 )
+if os.environ.get("BAZAAR_DIES_SENDING"):
+
+    @before_task_publish.connect(sender="bazaar.plain_record")
+    def die_once_sending(**_: Any) -> None:
+        """Die where a settlement is committed and the plain message that follows it has not left, once."""
+        marker = Path(os.environ["BAZAAR_DIES_SENDING"])
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 if os.environ.get("BAZAAR_OWN_SCHEDULE"):
     app.conf.beat_schedule = {"own": {"task": "bazaar.plain_record", "schedule": 3600.0, "args": ("own",)}}
 
@@ -87,6 +99,33 @@ def hold(key: str, directory: str, *, with_note: bool) -> int:
     attempt = record(key)
     eventually((Path(directory) / f"{key}-{attempt}").exists, GATE_PATIENCE, "the file")
     return attempt
+
+
+@cloacina.task(name="bazaar.doubt", retry=QUICK)
+def doubt(key: str) -> None:
+    """Record the start, wait until the lease is not trusted any more, and ask for a session all the same."""
+    record(key)
+    execution = cloacina.current_execution()
+    eventually(lambda: not execution.is_trusted, GATE_PATIENCE, "doubt")
+    record(f"{key}-doubted")
+    _ask_for_session(key)
+
+
+@cloacina.task(name="bazaar.go_on", retry=QUICK)
+def go_on(key: str) -> None:
+    """Write a note, wait at the gate, and ask for the session once more."""
+    note(key)
+    record(key)
+    wait_at_gate(key)
+    _ask_for_session(key)
+
+
+def _ask_for_session(key: str) -> None:
+    try:
+        note(f"{key}-late")
+    except LeaseLost:
+        record(f"{key}-refused")
+        raise
 
 
 # --- failing ---

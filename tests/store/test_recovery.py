@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, State
-from cloacina_celery.store import executions, recovery, workers
+from cloacina_celery.store import executions, outbox, recovery, workers
 from cloacina_celery.store.recovery import Glance
 from tests.store.rows import (
     EXECUTION_ID,
@@ -164,7 +164,7 @@ def test_a_stranded_row_is_rung_again_for_the_same_attempt_and_the_longest_waiti
     assert events(cursor, tenant, "a") == [("submitted", 0), ("rung_again", 0)]
 
 
-@pytest.mark.parametrize("kind", ["due", "expired", "stranded", "nothing"])
+@pytest.mark.parametrize("kind", ["due", "expired", "stranded", "letters", "nothing"])
 def test_a_glance_sees_which_tenant_has_which_work(
     cursor: Cursor, tenant: str, other_tenant: str, kind: str
 ) -> None:
@@ -178,13 +178,21 @@ def test_a_glance_sees_which_tenant_has_which_work(
         case "stranded":
             submit(cursor, tenant)
             shift(cursor, tenant, "rung_at", -11)
+        case "letters":
+            outbox.put(cursor, tenant, "plain.task", "[]")
+            cursor.execute(f"UPDATE {tenant}.cloacina_outbox SET created_at = now() - interval '11 s'")
         case _:
+            outbox.put(cursor, tenant, "plain.task", "[]")
             submit(cursor, tenant, "delayed", delay=60.0)
             submit(cursor, tenant, "just rung")
             run(cursor, tenant, "running")
             bring_to(cursor, tenant, State.FAILED, "settled")
     seen = recovery.glance(cursor, [other_tenant, tenant], stranded_after=10)
     expected = Glance(
-        tenant=tenant, is_due=kind == "due", is_expired=kind == "expired", is_stranded=kind == "stranded"
+        tenant=tenant,
+        is_due=kind == "due",
+        is_expired=kind == "expired",
+        is_stranded=kind == "stranded",
+        has_letters=kind == "letters",
     )
     assert seen == ([] if kind == "nothing" else [expected])

@@ -1,0 +1,94 @@
+"""Plain tasks that follow a durable one: their messages are committed with its settlement, and leave after it."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kombu import Exchange, Queue, serialization
+
+from cloacina_celery.errors import DatabaseUnavailable
+from cloacina_celery.plugin.envelope import dump_json, load_json
+from cloacina_celery.plugin.publisher import BROKER_TROUBLE
+from cloacina_celery.runtime.forks import without_fork
+from cloacina_celery.store import outbox
+from cloacina_celery.store.outbox import Letter
+from cloacina_celery.telemetry import log
+
+if TYPE_CHECKING:
+    from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.runtime.context import Unit
+
+
+class Outbox:
+    """Send plain messages at least once, however the process that settled ends."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def post(self, unit: Unit, name: str, message: Any, options: dict[str, Any]) -> None:
+        """Keep a message in the settling transaction, and send it once that has committed.
+
+        Raises:
+            InvalidPayload: JSON cannot carry an option or a header of the call.
+        """
+        stored = self._dump(name, message, options)
+        letter_id = outbox.put(unit.cursor(), unit.tenant, name, stored)
+        letter = Letter(id=letter_id, task=name, message=stored)
+        unit.after_commit(lambda: self._send_now(unit.tenant, letter))
+
+    def send(self, letters: Sequence[Letter]) -> list[int]:
+        """Send messages, and return the ids of those that the broker has taken."""
+        sent = []
+        try:
+            with without_fork(), self._kernel.app.producer_or_acquire() as producer:
+                for letter in letters:
+                    self._send(producer, letter)
+                    sent.append(letter.id)
+        except BROKER_TROUBLE as error:
+            for letter in letters[len(sent) :]:
+                log("callback.unsent", task=letter.task, error=" ".join(str(error).split()))
+        return sent
+
+    def _send_now(self, tenant: str, letter: Letter) -> None:
+        if not self.send([letter]):
+            return
+        try:
+            with self._kernel.database.statement() as cursor:
+                outbox.remove(cursor, tenant, [letter.id])
+        except DatabaseUnavailable as error:
+            # The sweep will send it a second time.
+            log("callback.unsent", task=letter.task, error=" ".join(str(error).split()))
+
+    def _dump(self, name: str, message: Any, options: dict[str, Any]) -> str:
+        headers, properties, body, sent_event = message
+        kept = {key: _name_of(value) for key, value in options.items() if key not in _PASSING}
+        serializer = options.get("serializer") or self._kernel.app.conf.task_serializer
+        if serializer != "json":
+            # Never decoded again on its way: what a tenant's schema holds must not reach a pickle.
+            content_type, encoding, encoded = serialization.dumps(body, serializer=serializer)
+            body = b64encode(encoded if isinstance(encoded, bytes) else encoded.encode(encoding)).decode()
+            properties = {**properties, "content_type": content_type, "content_encoding": encoding}
+        return dump_json(
+            [headers, properties, body, sent_event, kept],
+            f"arguments or options of {name}, which follows a durable task,",
+        )
+
+    def _send(self, producer: Any, letter: Letter) -> None:
+        headers, properties, body, sent_event, options = load_json(letter.message)
+        if "content_type" in properties:
+            body = b64decode(body)
+        queue = options.pop("queue", None)
+        if queue is not None:
+            queues = self._kernel.app.amqp.queues
+            options["queue"] = queues.get(queue) or queues.new_missing(queue)
+        self._kernel.send(producer, letter.task, (headers, properties, body, sent_event), **options)
+
+
+_PASSING = ("connection", "producer", "event_dispatcher", "declare")
+"""Options that belong to the process that made the message."""
+
+
+def _name_of(value: Any) -> Any:
+    return value.name if isinstance(value, (Queue, Exchange)) else value
