@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Concatenate, Literal, overload
 
@@ -15,6 +15,7 @@ from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidPayload, SettingsError, TenantMismatch
 from cloacina_celery.plugin import amqp, control
 from cloacina_celery.plugin.api import Executions, Tenants, is_text
+from cloacina_celery.plugin.bulk import submit_many
 from cloacina_celery.plugin.parts import Parts
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
@@ -204,6 +205,28 @@ class Cloacina:
             yield session
             # Not by session.begin(): with that, a commit in the middle of the block would end the block's session.
             session.commit()
+
+    def submit_many(
+        self, calls: Iterable[Any], *, tenant: str | None = None, session: Session | None = None
+    ) -> list[DurableResult]:
+        """Submit many calls in one transaction, all of them or none, and return their results in the same order.
+
+        Args:
+            calls: signatures of durable tasks, such as ``charge.s(42)``. What `DurableTask.apply_async` takes can
+                be ``set``; of two calls with one ``idempotency_key``, here or elsewhere, the second gets the first
+                one's result object.
+            tenant: by default the bound one.
+            session: a SQLAlchemy session whose transaction the rows join; an open ``cloacina.session()`` is joined
+                by itself.
+
+        Raises:
+            TenantNotBound, UnknownTenant: there is no such tenant.
+            InvalidPayload: one of the calls is not a durable task's, or JSON cannot carry its arguments.
+            DatabaseUnavailable: the database did not answer; with idempotency keys, calling again is safe.
+        """
+        name = require_tenant("submit_many()") if tenant is None else tenant
+        self.parts.kernel.tenants.require(name)
+        return submit_many(self.parts.kernel, calls, name, session)
 
     def executions(self, tenant: str | None = None) -> Executions:
         """Return the executions of a tenant, to look at and to act on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
@@ -17,13 +17,13 @@ Action = Callable[[], None]
 
 
 class CursorUnit:
-    """A transaction on a cursor, used to settle an attempt together with what follows from it."""
+    """A transaction on a cursor, such as one that settles an attempt together with what follows from it."""
 
-    is_settlement = True
     is_open = True
 
-    def __init__(self, tenant: str, cursor: Cursor) -> None:
+    def __init__(self, tenant: str, cursor: Cursor, *, is_settlement: bool) -> None:
         self.tenant = tenant
+        self.is_settlement = is_settlement
         self._cursor = cursor
         self.actions: list[Action] = []
 
@@ -36,11 +36,20 @@ class CursorUnit:
         self.actions.append(action)
 
 
-@contextmanager
-def settlement(database: Database, tenant: str) -> Iterator[CursorUnit]:
+def settlement(database: Database, tenant: str) -> AbstractContextManager[CursorUnit]:
     """Open a settling transaction; submissions in the block join it, and their messages leave after its commit."""
+    return _transaction(database, tenant, is_settlement=True)
+
+
+def joint(database: Database, tenant: str) -> AbstractContextManager[CursorUnit]:
+    """Open a transaction for submissions that are to be made together or not at all."""
+    return _transaction(database, tenant, is_settlement=False)
+
+
+@contextmanager
+def _transaction(database: Database, tenant: str, *, is_settlement: bool) -> Iterator[CursorUnit]:
     with database.transaction() as cursor:
-        unit = CursorUnit(tenant, cursor)
+        unit = CursorUnit(tenant, cursor, is_settlement=is_settlement)
         with bind_unit(unit):
             yield unit
     for action in unit.actions:
