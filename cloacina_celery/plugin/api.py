@@ -183,6 +183,7 @@ class Executions:
                 else "only failed, abandoned and cancelled ones can be"
             )
             raise TransitionRefused(execution_id, found.state, "requeue", hint)
+        self._kernel.busy_marks.ensure(self.tenant)
         self._publisher.publish_rings([ring])
         return found
 

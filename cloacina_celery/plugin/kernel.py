@@ -12,10 +12,10 @@ from celery import Celery
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import SettingsError, UnknownTenant
-from cloacina_celery.plugin.memory import ChordSizes, Locations, Messages, TenantDirectory
+from cloacina_celery.plugin.memory import BusyMarks, ChordSizes, Locations, Messages, TenantDirectory
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.trust import LeaseBoard
-from cloacina_celery.store import catalog
+from cloacina_celery.store import busy, catalog
 from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
 
 NO_RETRY = RetryPolicy(max_attempts=1)
@@ -35,6 +35,7 @@ class Kernel:
         self._database: Database | None = None
         self._policies: dict[str, str] = {}
         self.tenants = TenantDirectory(lambda name: catalog.exists(self.database, name))
+        self.busy_marks = BusyMarks(self._mark_busy)
         self.locations = Locations()
         self.chord_sizes = ChordSizes()
         self.messages = Messages()
@@ -107,6 +108,10 @@ class Kernel:
         except (UndefinedTable, InvalidSchemaName) as error:
             self.tenants.forget(tenant)
             raise UnknownTenant(tenant) from error
+
+    def _mark_busy(self, tenant: str) -> None:
+        with self.database.statement() as cursor:
+            busy.mark(cursor, tenant)
 
     @property
     def send(self) -> Callable[..., Any]:

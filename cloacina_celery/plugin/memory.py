@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, UnknownTenant
+from cloacina_celery.store.busy import MARK_INTERVAL
 
 REMEMBERED = 10_000
 """Executions and chords that a process remembers; the oldest are forgotten first."""
@@ -64,6 +65,29 @@ class TenantDirectory:
     def forget(self, name: str) -> None:
         """Look the tenant up again at its next use."""
         self._known.discard(name)
+
+
+class BusyMarks:
+    """Has a tenant marked as busy before it is given work, once in a while.
+
+    Args:
+        mark: marks a tenant in the catalog.
+    """
+
+    def __init__(self, mark: Callable[[str], None]) -> None:
+        self._mark = mark
+        self._marked_at: OrderedDict[str, float] = OrderedDict()
+
+    def ensure(self, tenant: str) -> None:
+        """Have the tenant marked, unless this process has done so lately."""
+        now = time.monotonic()
+        marked_at = self._marked_at.get(tenant)
+        if marked_at is not None and now - marked_at < MARK_INTERVAL:
+            return
+        self._mark(tenant)
+        self._marked_at[tenant] = now
+        if len(self._marked_at) > REMEMBERED:
+            self._marked_at.popitem(last=False)
 
 
 class Locations:

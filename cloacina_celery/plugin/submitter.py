@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from cloacina_celery.core.retry import MAX_DELAY
 from cloacina_celery.errors import (
+    CloacinaError,
     InvalidPayload,
     TenantMismatch,
     TenantNotBound,
@@ -77,6 +79,7 @@ class Submitter:
         self._kernel.locations.remember(submission.execution_id, tenant)
         for execution_id in envelope.following_ids():
             self._kernel.locations.remember(execution_id, tenant)
+        self._kernel.busy_marks.ensure(tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
             return
@@ -91,7 +94,13 @@ class Submitter:
         if unit is None:
             self._publisher.publish(first, producer)
         else:
-            unit.after_commit(lambda: self._publisher.publish(first))
+            unit.after_commit(lambda: self._publish_later(first))
+
+    def _publish_later(self, first: FirstRing) -> None:
+        # The transaction may have been open for longer than the tenant's mark holds.
+        with suppress(CloacinaError):  # the submission is committed, whatever becomes of the mark
+            self._kernel.busy_marks.ensure(first.tenant)
+        self._publisher.publish(first)
 
     def resolve_tenant(self, name: str, explicit: str | None, queue: object) -> str:
         """Find the tenant of a call: named, bound, or the queue's; never a default.

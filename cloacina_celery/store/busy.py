@@ -1,0 +1,56 @@
+"""Hints of which tenants may have work, so that a sweep's cost follows the work and not the tenants.
+
+A hint is written beside the rows and not with them: a row of the catalog that each submission writes would make
+all submissions of a tenant wait for the longest transaction among them. So a hint may be missing, for a row whose
+transaction was open for very long, and whoever relies on hints looks at all tenants now and then.
+"""
+
+from __future__ import annotations
+
+from cloacina_celery.core.tenant import quote
+from cloacina_celery.store.database import Cursor
+
+MARK_INTERVAL = 60.0
+"""Seconds after which a process that goes on submitting for a tenant marks it anew."""
+
+IDLE_AFTER = 300.0
+"""Seconds that a mark holds at the least: several intervals, so that no mark is taken away which is relied upon."""
+
+
+def mark(cursor: Cursor, tenant: str) -> None:
+    """Note that the tenant may have work. Its commit need not reach the disk."""
+    cursor.execute(
+        """
+        WITH marked AS (
+            INSERT INTO cloacina.busy AS b (tenant) VALUES (%s)
+            ON CONFLICT (tenant) DO UPDATE SET marked_at = now()
+            WHERE b.marked_at < now() - make_interval(secs => %s)
+            RETURNING tenant
+        )
+        SELECT set_config('synchronous_commit', 'off', true) FROM marked
+        """,
+        (tenant, MARK_INTERVAL / 2),
+    )
+
+
+def marked(cursor: Cursor) -> frozenset[str]:
+    """Return the tenants that may have work."""
+    cursor.execute("SELECT tenant FROM cloacina.busy")
+    return frozenset(row[0] for row in cursor.fetchall())
+
+
+def unmark_if_idle(cursor: Cursor, tenant: str) -> bool:
+    """Take a mark away that is old, if the tenant has nothing that a sweep would ever move; tell whether it was."""
+    s = quote(tenant)
+    cursor.execute(
+        f"""
+        DELETE FROM cloacina.busy
+        WHERE tenant = %s AND marked_at < now() - make_interval(secs => %s)
+          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NULL)
+          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
+          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'running')
+          AND NOT EXISTS (SELECT FROM {s}.cloacina_outbox)
+        """,
+        (tenant, IDLE_AFTER),
+    )
+    return bool(cursor.rowcount)

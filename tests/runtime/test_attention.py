@@ -1,0 +1,103 @@
+"""A sweep looks at tenants that may have work each time, and at each other one within the audit's time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cloacina_celery.runtime.attention import AUDIT_INTERVAL, Attention
+from cloacina_celery.store import busy, catalog, executions, outbox
+from cloacina_celery.store.database import Database
+from tests.store.rows import claim, submission
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloacina_celery.store.database import Cursor
+
+NAMES = [f"tenant_{n:03}" for n in range(90)]
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A database with one tenant that has its tables; the others are names."""
+    made = Database(database_url)
+    catalog.create(made, "tenant_real")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def cursor(database: Database) -> Iterator[Cursor]:
+    """A cursor on which each statement commits."""
+    with database.statement() as lent:
+        yield lent
+
+
+class Clock:
+    """Seconds that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Read them."""
+        return self.now
+
+
+def test_a_marked_tenant_is_looked_at_each_time_and_others_take_turns(
+    database: Database, cursor: Cursor
+) -> None:
+    busy.mark(cursor, NAMES[7])
+    clock = Clock()
+    attention = Attention(database, clock)
+    assert attention.choose(NAMES) == [NAMES[7]]
+    seen: list[str] = []
+    for _ in range(30):
+        clock.now += AUDIT_INTERVAL / 30
+        chosen = attention.choose(NAMES)
+        assert NAMES[7] in chosen
+        assert len(chosen) <= 1 + 89 / 30 + 1
+        seen += [name for name in chosen if name != NAMES[7]]
+    assert sorted(seen) == [name for name in NAMES if name != NAMES[7]]
+
+
+def test_tenants_that_come_and_go_between_two_turns_rob_nobody_of_theirs(database: Database) -> None:
+    clock = Clock()
+    attention = Attention(database, clock)
+    seen: set[str] = set()
+    for number in range(60):
+        clock.now += AUDIT_INTERVAL / 30
+        seen.update(attention.choose([*NAMES, *(f"tenant_000_{number}_{n}" for n in range(number % 7))]))
+    assert seen >= set(NAMES)
+
+
+def test_after_a_long_pause_each_is_looked_at_once(database: Database) -> None:
+    clock = Clock()
+    attention = Attention(database, clock)
+    clock.now += 10 * AUDIT_INTERVAL
+    assert attention.choose(NAMES) == NAMES
+    assert attention.choose(NAMES) == []
+
+
+@pytest.mark.parametrize("work", ["pending", "delayed", "running", "letter", None])
+def test_a_mark_goes_only_where_nothing_is_left_to_do(cursor: Cursor, work: str | None) -> None:
+    tenant = "tenant_real"
+    busy.mark(cursor, tenant)
+    cursor.execute("UPDATE cloacina.busy SET marked_at = now() - interval '1 hour'")
+    if work == "letter":
+        outbox.put(cursor, tenant, "plain", "[]")
+    elif work is not None:
+        executions.submit(cursor, tenant, submission(delay=60.0 if work == "delayed" else None))
+    if work == "running":
+        assert claim(cursor, tenant)
+    assert busy.unmark_if_idle(cursor, tenant) is (work is None)
+    assert (tenant in busy.marked(cursor)) is (work is not None)
+
+
+def test_a_fresh_mark_stays(cursor: Cursor) -> None:
+    busy.mark(cursor, "tenant_real")
+    assert not busy.unmark_if_idle(cursor, "tenant_real")
+    cursor.execute("UPDATE cloacina.busy SET marked_at = now() - interval '1 hour'")
+    busy.mark(cursor, "tenant_real")
+    assert not busy.unmark_if_idle(cursor, "tenant_real")
