@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from cloacina_celery.errors import CloacinaError, SettingsError
@@ -55,6 +57,18 @@ def print_rows(as_json: bool, rows: Sequence[dict[str, Any]], columns: Iterable[
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
     _console().print(table)
+
+
+@contextmanager
+def progress(what: str, total: int, *, as_json: bool) -> Iterator[Callable[[], None]]:
+    """Show how far a long command is, where somebody looks; yield a function that counts one more."""
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(), MofNCompleteColumn(), console=console,
+        disable=as_json or not console.is_terminal or total < 2,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 def cell(value: Any) -> str:

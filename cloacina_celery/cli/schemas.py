@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from cloacina_celery.cli.output import command, print_rows
+from cloacina_celery.cli.output import command, print_rows, progress
 from cloacina_celery.core.tenant import CATALOG_SCHEMA
-from cloacina_celery.errors import CloacinaError
+from cloacina_celery.errors import CloacinaError, UnknownTenant
 from cloacina_celery.plugin.app import Cloacina
-from cloacina_celery.store import catalog, migrate
+from cloacina_celery.store import catalog, fleet, migrate
 
 
 @click.group()
@@ -18,26 +20,42 @@ def schema() -> None:
 
 @schema.command("migrate")
 @click.argument("tenants", nargs=-1)
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1, 64), help="So many schemas at a time."
+)
+@click.option("--canary", help="The tenant that goes first; if it fails, nothing else is touched.")
+@click.option("--recheck", is_flag=True, help="Look into each schema, whatever the catalog says of it.")
 @command
-def schema_migrate(cloacina: Cloacina, tenants: tuple[str, ...], as_json: bool) -> None:
-    """Bring the catalog and the named tenants (all, if none is named) to this version's revision."""
-    migrate.migrate_catalog(cloacina.database)
-    failures, rows = 0, []
-    for name in tenants or catalog.names(cloacina.database):
-        try:
-            catalog.migrate_tenant(cloacina.database, name)
-            rows.append({"schema": name, "revision": migrate.TENANT_HEAD, "error": None})
-        except CloacinaError as error:
-            failures += 1
-            rows.append({"schema": name, "revision": None, "error": str(error)})
+def schema_migrate(
+    cloacina: Cloacina, tenants: tuple[str, ...], jobs: int, canary: str | None, recheck: bool, as_json: bool
+) -> None:
+    """Bring the catalog and the named tenants (all, if none is named) to this version's revision.
+
+    A tenant that fails does not stop the others, and running this again does the rest.
+    """
+    database = cloacina.database
+    migrate.migrate_catalog(database)
+    everybody = catalog.names(database)
+    names = list(tenants) or (everybody if recheck else fleet.stale(database))
+    if canary is not None and canary not in everybody:
+        raise UnknownTenant(canary)
+    rows: list[dict[str, Any]] = []
+    with progress("migrating", len(names), as_json=as_json) as advance:
+        for done in fleet.migrate_all(database, names, jobs=jobs, canary=canary):
+            at = migrate.TENANT_HEAD if done.error is None else None
+            rows.append({"schema": done.tenant, "revision": at, "error": done.error})
+            advance()
+    failures = sum(row["error"] is not None for row in rows)
+    untouched = len(set(names) - {row["schema"] for row in rows})
     print_rows(
         as_json,
-        rows,
+        sorted(rows, key=lambda row: (row["error"] is not None, row["schema"])),
         ("schema", "revision", "error"),
-        empty="the catalog is up to date; there are no tenants yet",
+        empty=f"nothing to do: the catalog and {len(everybody)} tenants are up to date",
     )
     if failures:
-        raise CloacinaError(f"{failures} of {len(rows)} schemas were not migrated")
+        rest = f"; it was the canary, and {untouched} others were not touched" if untouched else ""
+        raise CloacinaError(f"{failures} of {len(rows)} schemas were not migrated{rest}")
 
 
 @schema.command("status")

@@ -90,21 +90,6 @@ def create(database: Database, name: str, *, legacy: bool = False) -> bool:
     return True
 
 
-def migrate_tenant(database: Database, name: str) -> None:
-    """Run the pending migrations of one tenant, in one transaction.
-
-    Raises:
-        UnknownTenant: the catalog does not know it.
-        SchemaMismatch: it is newer than this version of the package.
-    """
-    migrate.migrate_catalog(database)
-    if not exists(database, name):
-        raise UnknownTenant(name)
-    with database.engine.begin() as connection:
-        migrate.lock(connection)
-        migrate.upgrade(connection, name, "tenant")
-
-
 def drop(database: Database, name: str) -> None:
     """Remove the tenant and everything in its schema; of the legacy tenant only our own tables.
 

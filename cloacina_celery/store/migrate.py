@@ -11,7 +11,7 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 
-CATALOG_HEAD = "c0006"
+CATALOG_HEAD = "c0007"
 TENANT_HEAD = "t0002"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
@@ -83,6 +83,14 @@ def lock(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
 
 
+def lock_tenant(connection: Connection, name: str) -> None:
+    """Let one process at a time migrate this tenant, others migrate other ones, and none be created or dropped."""
+    connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": MIGRATION_LOCK})
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:key, hashtext(:name))"), {"key": MIGRATION_LOCK, "name": name}
+    )
+
+
 def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
     """Run the pending migrations of one schema inside the caller's transaction.
 
@@ -95,6 +103,7 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
     cursor: Cursor = connection.connection.cursor()
     found = revision_of(cursor, schema)
     if found == head_of(branch):
+        _enter_into_ledger(cursor, schema, branch)
         return
     if found is not None and found not in known_revisions(branch):
         check(cursor, schema, branch)
@@ -114,6 +123,15 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
             transactional_ddl=True,
         )
         environment.run_migrations()
+    _enter_into_ledger(cursor, schema, branch)
+
+
+def _enter_into_ledger(cursor: Cursor, schema: str, branch: Branch) -> None:
+    if branch == "tenant":
+        cursor.execute(
+            "UPDATE cloacina.tenants SET revision = %(at)s WHERE name = %(name)s AND revision IS DISTINCT FROM %(at)s",
+            {"at": TENANT_HEAD, "name": schema},
+        )
 
 
 def _script(branch: Branch):  # type: ignore[no-untyped-def]  # alembic is imported only where a migration runs
@@ -130,6 +148,7 @@ __all__ = [
     "head_of",
     "known_revisions",
     "lock",
+    "lock_tenant",
     "migrate_catalog",
     "revision_of",
     "upgrade",

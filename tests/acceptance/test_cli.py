@@ -63,14 +63,16 @@ def test_a_name_that_cannot_be_a_tenants_is_refused_with_the_rule(standing: Stag
 def test_schemas_are_migrated_and_their_status_shown(standing: Stage) -> None:
     assert standing.tenant in words(standing, "schema", "status")
     assert all(row["ok"] for row in data(standing, "schema", "status"))
-    assert standing.tenant in words(standing, "schema", "migrate")
+    assert "nothing to do" in words(standing, "schema", "migrate")
+    assert standing.tenant in words(standing, "schema", "migrate", "--recheck", "--jobs", "2")
+    assert "tenant_missing" in words_of(run(standing, "schema", "migrate", "--canary", "tenant_missing"))
     assert data(standing, "schema", "migrate", standing.tenant)[0]["error"] is None
     assert "tenant_missing" in words_of(run(standing, "schema", "migrate", "tenant_missing"))
     with standing.observer.cursor() as cursor:
         cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = 't9999'")
     try:
         assert "schema migrate" in refusal(standing, "schema", "status")
-        assert run(standing, "schema", "migrate").exit_code == 1
+        assert run(standing, "schema", "migrate", "--recheck").exit_code == 1
     finally:
         with standing.observer.cursor() as cursor:
             cursor.execute(f"UPDATE {standing.tenant}.cloacina_version SET version_num = '{TENANT_HEAD}'")

@@ -11,7 +11,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from cloacina_celery.errors import SchemaMismatch, UnknownTenant
-from cloacina_celery.store import catalog, executions, migrate
+from cloacina_celery.store import catalog, executions, fleet, migrate
 from cloacina_celery.store.database import Database
 from tests.store.rows import EXECUTION_ID, claim, read, submission
 from tests.support import ROOT
@@ -146,7 +146,7 @@ def test_the_next_start_runs_no_ddl_at_all(
     later = Database(database_url)
     migrate.ensure_catalog(later)
     assert not catalog.create(later, tenant_name)
-    catalog.migrate_tenant(later, tenant_name)
+    fleet.migrate_tenant(later, tenant_name)
     later.dispose()
     with pytest.raises(Exception, match="DDL at a later start: CREATE SCHEMA"):
         catalog.create(database, "tenant_another")
@@ -241,7 +241,7 @@ def test_a_schema_of_a_newer_version_is_refused_with_the_advice_to_upgrade(
     set_revision(observer, name, "z9999")
     for start in (
         lambda: catalog.create(database, tenant_name),
-        lambda: catalog.migrate_tenant(database, tenant_name),
+        lambda: fleet.migrate_tenant(database, tenant_name),
     ):
         with pytest.raises(SchemaMismatch, match="upgrade cloacina_celery in this process") as refusal:
             start()
@@ -251,7 +251,7 @@ def test_a_schema_of_a_newer_version_is_refused_with_the_advice_to_upgrade(
 
 def test_migrating_a_tenant_that_nobody_created_is_refused(database: Database) -> None:
     with pytest.raises(UnknownTenant, match="'tenant_missing'"):
-        catalog.migrate_tenant(database, "tenant_missing")
+        fleet.migrate_tenant(database, "tenant_missing")
 
 
 def test_data_persists_when_everything_starts_anew(database_url: str, tenant_name: str) -> None:
@@ -264,7 +264,7 @@ def test_data_persists_when_everything_starts_anew(database_url: str, tenant_nam
     first.dispose()
     second = Database(database_url)
     catalog.create(second, tenant_name)
-    catalog.migrate_tenant(second, tenant_name)
+    fleet.migrate_tenant(second, tenant_name)
     with second.statement() as cursor:
         assert read(cursor, tenant_name).result == "7"
     second.dispose()
