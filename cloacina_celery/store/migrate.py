@@ -11,7 +11,7 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 
-CATALOG_HEAD = "c0007"
+CATALOG_HEAD = "c0008"
 TENANT_HEAD = "t0002"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
@@ -42,13 +42,13 @@ def revision_of(cursor: Cursor, schema: str) -> str | None:
 
 
 def check(cursor: Cursor, schema: str, branch: Branch) -> None:
-    """Do nothing if the schema is at the revision we work with.
+    """Do nothing if the schema is at the revision we work with, or at a newer one that we can work with as well.
 
     Raises:
         SchemaMismatch: it is older, newer or has none; the message holds the command that mends it.
     """
     found = revision_of(cursor, schema)
-    if found == head_of(branch):
+    if found == head_of(branch) or _is_expanded(cursor, branch, found):
         return
     if found is None or found in known_revisions(branch):
         target = "" if branch == "catalog" else f" {schema}"
@@ -56,6 +56,21 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     else:
         command = "it was migrated by a newer version: upgrade cloacina_celery in this process"
     raise SchemaMismatch(schema, found, head_of(branch), command)
+
+
+def _is_expanded(cursor: Cursor, branch: Branch, found: str | None) -> bool:
+    """Tell whether a newer version has only added what we need not know of, as far as it has said so."""
+    known = known_revisions(branch)
+    if found is None or found in known:
+        return False
+    cursor.execute("SELECT to_regclass('cloacina.revisions')")
+    if cursor.fetchone() == (None,):
+        return False
+    cursor.execute(
+        "SELECT works_from FROM cloacina.revisions WHERE branch = %s AND revision = %s", (branch, found)
+    )
+    row = cursor.fetchone()
+    return row is not None and row[0] in known
 
 
 def ensure_catalog(database: Database) -> None:
@@ -107,6 +122,7 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
         return
     if found is not None and found not in known_revisions(branch):
         check(cursor, schema, branch)
+        return
     quoted = f'"{schema}"' if schema == CATALOG_SCHEMA else quote(schema)
     if connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": quoted}).scalar() is None:
         # Even with IF NOT EXISTS this needs the right to create schemas, which a role on its own schema lacks.
@@ -123,7 +139,23 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
             transactional_ddl=True,
         )
         environment.run_migrations()
+    _tell_older_versions(cursor)
     _enter_into_ledger(cursor, schema, branch)
+
+
+def _tell_older_versions(cursor: Cursor) -> None:
+    """Enter for each revision from which one on our code's predecessors work with it (``works_from`` in its script)."""
+    branches: tuple[Branch, ...] = ("catalog", "tenant")
+    told = [
+        (branch, found.revision, getattr(found.module, "works_from", found.revision))
+        for branch in branches
+        for found in _script(branch).walk_revisions()
+    ]
+    cursor.execute(
+        "INSERT INTO cloacina.revisions (branch, revision, works_from)"
+        " SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING",
+        [list(column) for column in zip(*told, strict=True)],
+    )
 
 
 def _enter_into_ledger(cursor: Cursor, schema: str, branch: Branch) -> None:

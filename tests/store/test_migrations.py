@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
+    from cloacina_celery.store.database import Cursor
     from tests.support.databases import Databases
 
 NO_DDL = """
@@ -268,3 +269,36 @@ def test_data_persists_when_everything_starts_anew(database_url: str, tenant_nam
     with second.statement() as cursor:
         assert read(cursor, tenant_name).result == "7"
     second.dispose()
+
+
+@pytest.mark.parametrize("schema", ["cloacina", "tenant"])
+def test_a_newer_revision_that_only_adds_is_worked_with(
+    database: Database, tenant_name: str, cursor: Cursor, schema: str
+) -> None:
+    branch = "catalog" if schema == "cloacina" else "tenant"
+    ours = migrate.head_of("catalog" if schema == "cloacina" else "tenant")
+    catalog.create(database, tenant_name)
+    at = schema if schema == "cloacina" else tenant_name
+    cursor.execute(f"UPDATE {at}.cloacina_version SET version_num = 'x9999'")
+    try:
+        cursor.execute("INSERT INTO cloacina.revisions VALUES (%s, 'x9999', %s)", (branch, ours))
+        assert catalog.create(database, tenant_name) is False
+        fleet.migrate_tenant(database, tenant_name)
+        cursor.execute(f"SELECT version_num FROM {at}.cloacina_version")
+        assert cursor.fetchone() == ("x9999",)
+        assert executions.submit(cursor, tenant_name, submission()) is not None
+
+        cursor.execute("UPDATE cloacina.revisions SET works_from = 'x9998' WHERE revision = 'x9999'")
+        with pytest.raises(SchemaMismatch, match="upgrade cloacina_celery in this process"):
+            catalog.create(database, tenant_name)
+    finally:
+        cursor.execute(f"UPDATE {at}.cloacina_version SET version_num = %s", (ours,))
+
+
+def test_a_catalog_tells_older_versions_from_which_one_they_work_with_it(
+    database: Database, tenant_name: str, cursor: Cursor
+) -> None:
+    catalog.create(database, tenant_name)
+    cursor.execute("SELECT branch, revision FROM cloacina.revisions")
+    known = {("catalog", r) for r in migrate.known_revisions("catalog")}
+    assert set(cursor.fetchall()) == known | {("tenant", r) for r in migrate.known_revisions("tenant")}

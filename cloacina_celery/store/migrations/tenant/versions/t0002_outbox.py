@@ -4,6 +4,7 @@ from alembic import op
 
 revision = "t0002"
 down_revision = "t0001"
+works_from = "t0001"
 
 
 def upgrade() -> None:
