@@ -24,7 +24,7 @@ from cloacina_celery.runtime.attempt import RequestedRetry
 from cloacina_celery.runtime.context import Unit, bound_tenant, current_attempt, current_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import chords, executions
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, on_lent_connection
 from cloacina_celery.store.executions import Submission, Submitted
 
 if TYPE_CHECKING:
@@ -186,12 +186,20 @@ class Submitter:
         try:
             chord_size = self._kernel.chord_sizes.take(submission.group_id)
             if unit is not None:
-                return _insert_all(unit.cursor(), tenant, submission, chord_size)
-            if chord_size is not None:
-                with settlement(database, tenant) as own:
-                    return _insert_all(own.cursor(), tenant, submission, chord_size)
-            with database.statement() as cursor:
-                return executions.submit(cursor, tenant, submission, prepare=database.prepared_statements)
+                with on_lent_connection():
+                    return _insert_all(unit.cursor(), tenant, submission, chord_size)
+
+            def insert() -> Submitted | None:
+                if chord_size is not None:
+                    with settlement(database, tenant) as own:
+                        return _insert_all(own.cursor(), tenant, submission, chord_size)
+                with database.statement() as cursor:
+                    return executions.submit(cursor, tenant, submission, prepare=database.prepared_statements)
+
+            # A task waits for the database as its worker does. Doing it again is safe, since the id is the same; if
+            # the first time was committed after all, the message is found missing and sent by the sweep.
+            attempt = current_attempt()
+            return insert() if attempt is None else attempt.wait_for_database(insert)
         except (UndefinedTable, InvalidSchemaName) as error:
             self._kernel.tenants.forget(tenant)
             raise UnknownTenant(tenant) from error

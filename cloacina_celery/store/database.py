@@ -12,13 +12,24 @@ from weakref import WeakMethod
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
 
 APPLICATION_NAME = "cloacina_celery"
 CONNECT_TIMEOUT = 5
+"""Seconds."""
+
+UNANSWERED_TIMEOUT_MS = 25_000
+"""For how long a connection may wait for the other machine's kernel; without it TCP tries for a quarter of an hour."""
+
+_AWAY = ("53", "57P0", "25006")
+"""A server that is full (of connections, disk or memory), one that starts or shuts down, and one that only reads,
+as the standby does until a failover has promoted it: it will take the same statement later."""
+
+_LOST = "_cloacina_lost_connection"
+"""The attribute by which an exception is known to come from a connection of ours that broke, or could not be made."""
 
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
@@ -81,11 +92,46 @@ def normalise_url(url: str) -> URL:
 def is_disconnect(error: BaseException) -> bool:
     """Tell whether an error means that the connection broke, so that it is not known what was committed."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+        return error.connection_invalidated or hasattr(error, _LOST)
     if isinstance(error, ConnectionTrouble):
         # Without a code it is libpq that speaks; 57P01 to 57P03 are a server that shuts down or starts.
         return error.pgcode is None or error.pgcode.startswith("57P0")
     return isinstance(error, DatabaseUnavailable)
+
+
+def lost_connection(error: BaseException | None) -> str | None:
+    """Say in words how a connection of ours broke, if an error came from that; ``None`` if it did not.
+
+    Errors of other databases that a task's code talks to are none of ours, however they look.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, DatabaseUnavailable) or hasattr(error, _LOST):
+            return one_line(error)
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def on_lent_connection() -> Iterator[None]:
+    """Have an error that means a broken connection raised as what it is, where a session lent the connection.
+
+    Raises:
+        DatabaseUnavailable: the connection broke; whether a write was committed is not known.
+    """
+    try:
+        yield
+    except (DriverError, DBAPIError) as error:
+        if not is_disconnect(error):
+            raise
+        raise DatabaseUnavailable(f"the database connection broke: {one_line(error)}") from error
+
+
+def _mark_lost(context: ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if error is not None and (context.is_disconnect or context.connection is None):
+        setattr(error, _LOST, True)
 
 
 class Database:
@@ -126,6 +172,7 @@ class Database:
                         connect_args=self._connect_args(),
                     )
                     event.listen(self._engine, "reset", _clean_up)
+                    event.listen(self._engine, "handle_error", _mark_lost)
                     self._pid = os.getpid()
         return self._engine
 
@@ -138,6 +185,7 @@ class Database:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            "tcp_user_timeout": UNANSWERED_TIMEOUT_MS,
             **query,
             "options": f"{query.get('options', '')} -c search_path=".strip(),
             "connection_factory": StoreConnection,
@@ -169,18 +217,22 @@ class Database:
             fairy = self.engine.raw_connection()
         except Exception as error:
             if isinstance(getattr(error, "orig", error), ConnectionTrouble):
-                raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+                raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
             raise
         connection: Any = fairy.dbapi_connection
         try:
             connection.autocommit = autocommit
             yield connection
-        except ConnectionTrouble as error:
-            if not connection.closed:
+        except DriverError as error:
+            is_away = (error.pgcode or "").startswith(_AWAY)
+            if not connection.closed and not is_away:
                 raise
             # The other pooled connections most likely met the same fate; a new pool costs little.
             self.engine.dispose()
-            raise DatabaseUnavailable(f"the database connection broke: {_one_line(error)}") from error
+            how = (
+                "does not take the statement now" if is_away and not connection.closed else "connection broke"
+            )
+            raise DatabaseUnavailable(f"the database {how}: {one_line(error)}") from error
         finally:
             if connection.closed:
                 fairy.invalidate()
@@ -199,7 +251,7 @@ class Database:
                 **self.url.translate_connect_args(username="user", database="dbname"), **self._connect_args()
             )
         except psycopg2.OperationalError as error:
-            raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+            raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
         connection.autocommit = True
         return connection
 
@@ -224,5 +276,6 @@ def _clean_up(connection: StoreConnection, *_: object) -> None:
         connection.is_tenants = False
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's words, those of the driver where SQLAlchemy has wrapped it, on one line."""
     return " ".join(str(getattr(error, "orig", error)).split())
