@@ -337,6 +337,12 @@ def remember(key: str) -> int:
     return attempt
 
 
+@cloacina.task(name="bazaar.write", retry=QUICK)
+def write(key: str) -> None:
+    """Write a note, with no connection but the session's."""
+    note(key)
+
+
 @cloacina.task(name="bazaar.wait_in_statement", retry=QUICK)
 def wait_in_statement(key: str) -> int:
     """Wait in the middle of a statement, until the test cuts its connection; on later attempts return."""

@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def proxied(proxied_database: Proxy, database_url: str) -> dict[str, str]:
-    """The environment of a worker that reaches the database through the proxy only, but for its tasks' records."""
-    return {"CLOACINA_DATABASE_URL": proxied_database.url(database_url), "BAZAAR_OUTSIDE_URL": database_url}
-
-
-@pytest.fixture
 def proxied_worker(stage: Stage, proxied: dict[str, str]) -> WorkerProcess:
     """A worker with one child behind the proxy."""
     return stage.worker(concurrency=1, env=proxied)
