@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakMethod
 
@@ -16,13 +16,14 @@ from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store.watchdog import cut_after
 
 APPLICATION_NAME = "cloacina_celery"
 CONNECT_TIMEOUT = 5
 """Seconds."""
 
-UNANSWERED_TIMEOUT_MS = 25_000
-"""For how long a connection may wait for the other machine's kernel; without it TCP tries for a quarter of an hour."""
+UNANSWERED_TIMEOUT_MS = 10_000
+"""For how long what was sent may stay unacknowledged by the other machine; TCP tries for a quarter of an hour."""
 
 _AWAY = ("53", "57P0", "25006")
 """A server that is full (of connections, disk or memory), one that starts or shuts down, and one that only reads,
@@ -148,6 +149,7 @@ class Database:
         self._engine: Engine | None = None
         self._pid = 0
         self._lock = threading.Lock()
+        self._limits = threading.local()
         after_fork_in_child(self._forget_after_fork)
 
     def _forget_after_fork(self) -> None:
@@ -182,14 +184,33 @@ class Database:
         return {
             "application_name": APPLICATION_NAME,
             "connect_timeout": CONNECT_TIMEOUT,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
+            # A machine that is gone is noticed within ten seconds, whichever side it was waiting for.
+            "keepalives_idle": 4,
+            "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": UNANSWERED_TIMEOUT_MS,
             **query,
             "options": f"{query.get('options', '')} -c search_path=".strip(),
             "connection_factory": StoreConnection,
         }
+
+    @contextmanager
+    def waits_limited_to(self, seconds: float) -> Iterator[None]:
+        """Have this thread, while the block runs, give up any connection that it has lent for longer than this.
+
+        For threads whose worker depends on them; a task's own has nothing better to do than to wait.
+        """
+        before = getattr(self._limits, "seconds", None)
+        self._limits.seconds = seconds
+        try:
+            yield
+        finally:
+            self._limits.seconds = before
+
+    def limited(self, connection: StoreConnection) -> AbstractContextManager[None]:
+        """Break the connection if the block takes longer than this thread may wait."""
+        seconds: float | None = getattr(self._limits, "seconds", None)
+        return nullcontext() if seconds is None else cut_after(connection, seconds)
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
@@ -222,7 +243,8 @@ class Database:
         connection: Any = fairy.dbapi_connection
         try:
             connection.autocommit = autocommit
-            yield connection
+            with self.limited(connection):
+                yield connection
         except DriverError as error:
             is_away = (error.pgcode or "").startswith(_AWAY)
             if not connection.closed and not is_away:

@@ -173,6 +173,16 @@ def test_a_server_that_is_restarted_or_replaced_under_load_loses_nothing(
     stage.observer.close()
 
 
+def test_a_worker_whose_server_is_frozen_can_be_shut_down(
+    stage: Stage, proxied_database: Proxy, proxied: dict[str, str]
+) -> None:
+    worker = stage.worker(concurrency=1, env={**proxied, "BAZAAR_LEASE_TTL": "3"})
+    proxied_database.hang()
+    worker.wait_log(r"liveness\.lost")
+    worker.terminate()
+    assert worker.wait_exit(timeout=40) == 0
+
+
 # --- the server has no connection left ---
 
 
