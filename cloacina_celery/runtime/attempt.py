@@ -9,10 +9,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cloacina_celery.errors import LeaseLost
+from cloacina_celery.errors import DatabaseUnavailable, LeaseLost
 from cloacina_celery.runtime.context import bind_unit
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import LeaseBoard, steady_clock
@@ -23,6 +22,9 @@ from cloacina_celery.store.sessions import TenantSession, begin
 from cloacina_celery.telemetry import log
 
 T = TypeVar("T")
+
+PATIENCE_WITH_SESSION = 10.0
+"""Seconds for which a task that has a connection waits for a second one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +126,25 @@ class Attempt:
                 savepoint.commit()
 
     def wait_for_database(self, work: Callable[[], T]) -> T:
-        """Do what may be done again until the database answers: one that is away must not cost a run its budget."""
-        return until_available(
-            work,
-            lambda error: log("attempt.waiting", tenant=self.tenant, execution_id=self.id, error=error),
-        )
+        """Do what may be done again until the database answers: one that is away must not cost a run its budget.
+
+        Raises:
+            DatabaseUnavailable: it did not for `PATIENCE_WITH_SESSION`, and the attempt has a session open. Each of a
+                server's last connections may be held by a task that waits for one more.
+        """
+        began_at = steady_clock()
+
+        def wait(error: DatabaseUnavailable) -> None:
+            log("attempt.waiting", tenant=self.tenant, execution_id=self.id, error=error)
+            is_holding = self.session is not None and self.session.in_transaction()
+            if is_holding and steady_clock() - began_at > PATIENCE_WITH_SESSION:
+                raise error
+
+        return until_available(work, wait)
 
     def discard_session(self) -> None:
         """End the attempt: what it did and has not committed is rolled back, its connection given back."""
         self.is_over = True
         if self.session is not None:
             session, self.session = self.session, None
-            try:
-                session.close()
-            except DBAPIError:
-                # It cannot even roll back: the connection is gone, and its transaction with it.
-                session.invalidate()
+            session.close()

@@ -132,6 +132,8 @@ def recover_if_cut(attempt: Attempt, error: Exception, recover_attempt: RecoverA
     attempt.discard_session()
     reason = f"its connection to the database broke: {how}"
     is_recovered = _insist(attempt, lambda: _recover(attempt, recover_attempt, reason))
+    # Where connections are what is short, somebody else may need those that this process keeps open.
+    attempt.database.dispose()
     if not is_recovered and end_of(attempt) not in ("recovered", "abandoned"):
         raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
     return reason

@@ -31,6 +31,15 @@ class TenantSession(Session):
         self._entered: Connection | None = None
         super().__init__(bind=database.engine, **kwargs)
 
+    def close(self) -> None:
+        """Roll back and give the connection back; one that is gone cannot, and has taken its transaction along."""
+        try:
+            super().close()
+        except DBAPIError as error:
+            if not is_disconnect(error):
+                raise
+            self.invalidate()
+
     @property
     def is_cut(self) -> bool:
         """Whether the open transaction has lost its connection, and with it all that it wrote."""

@@ -343,6 +343,35 @@ def write(key: str) -> None:
     note(key)
 
 
+@cloacina.task(name="bazaar.submit_beside_session", retry=QUICK)
+def submit_beside_session(key: str) -> int:
+    """Hold the session's connection, wait at the gate, and submit outside of the session, on a second one."""
+    note(key)
+    attempt = record(key)
+    wait_at_gate("all")
+    add.delay(1, 2)
+    return attempt
+
+
+@cloacina.task(name="bazaar.enter_late", retry=QUICK)
+def enter_late(key: str) -> int:
+    """Record the start, wait at the gate, and only then submit and enter the session."""
+    attempt = record(key)
+    wait_at_gate(f"{key}-{attempt}")
+    add.delay(1, 2)
+    note(key)
+    return attempt
+
+
+@cloacina.task(name="bazaar.note_late", retry=QUICK)
+def note_late(key: str) -> int:
+    """Record the start, wait at the gate, and only then enter the session."""
+    attempt = record(key)
+    wait_at_gate(f"{key}-{attempt}")
+    note(key)
+    return attempt
+
+
 @cloacina.task(name="bazaar.wait_in_statement", retry=QUICK)
 def wait_in_statement(key: str) -> int:
     """Wait in the middle of a statement, until the test cuts its connection; on later attempts return."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
 from cloacina_celery.errors import DatabaseUnavailable
 from tests.support.modules import imported_anew
@@ -92,8 +93,8 @@ def test_a_settlement_whose_answer_is_lost_is_found_and_not_done_again(
     proxied_database.lose_commits(matching=f"'{kind}'")
     stage.open_gate("k-1")
     result = stage.send(task, "k", **arguments)
-    (text,) = proxied_database.wait_for_lost_commits()
-    assert f"'{kind}'" in text
+    (committed,) = proxied_database.wait_for_lost_commits()
+    assert f"'{kind}'" in committed
     row = stage.wait_for_state(result, end)
     proxied_worker.wait_log(rf"settle\.found: attempt 1 of .* \({kind}\)")
     assert len(stage.runs("k")) == runs
@@ -197,6 +198,49 @@ def test_a_task_that_breaks_its_connection_each_time_is_abandoned_and_none_of_it
     assert stage.kinds(result)[-1] == "abandoned"
     expected = "went away before it was settled" if free else "its connection to the database broke"
     assert expected in (stage.events(result)[-1].reason or "")
+
+
+def test_a_task_that_wants_a_connection_during_an_outage_waits_for_it_and_loses_nothing(
+    stage: Stage, proxied_database: Proxy, proxied_worker: WorkerProcess
+) -> None:
+    result = stage.send("enter_late", "k")
+    stage.wait_for_runs("k", 1)
+    proxied_database.refuse()
+    stage.open_gate("k-1")
+    proxied_worker.wait_log(r"attempt\.waiting")
+    proxied_database.forward()
+    assert result.get(timeout=15) == 1
+    row = stage.row(result)
+    assert (row.attempt, row.failures, row.recoveries, row.releases) == (1, 0, 0, 0)
+    assert len(stage.notes("k")) == 1
+
+
+def test_a_task_whose_session_finds_no_server_waits_for_it(
+    stage: Stage, proxied_database: Proxy, proxied_worker: WorkerProcess
+) -> None:
+    result = stage.send("note_late", "k")
+    stage.wait_for_runs("k", 1)
+    proxied_database.refuse()
+    stage.open_gate("k-1")
+    proxied_worker.wait_log(r"attempt\.waiting")
+    proxied_database.forward()
+    assert result.get(timeout=15) == 1
+    assert stage.row(result).recoveries == 0
+
+
+def test_a_caller_whose_session_breaks_in_a_submission_hears_it_in_our_words(
+    stage: Stage, proxied_database: Proxy, proxied_bazaar: ModuleType
+) -> None:
+    with (  # noqa: PT012  # the block is what breaks
+        pytest.raises(DatabaseUnavailable, match="connection broke"),
+        proxied_bazaar.cloacina.session(stage.tenant) as session,
+    ):
+        session.execute(text("SELECT 1"))
+        proxied_database.cut()
+        proxied_bazaar.add.delay(1, 2)
+    with stage.observer.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {stage.tenant}.cloacina_executions")
+        assert cursor.fetchone() == (0,)
 
 
 def test_another_database_that_does_not_answer_is_a_failure_like_any_other(stage: Stage) -> None:

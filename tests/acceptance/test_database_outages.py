@@ -219,6 +219,37 @@ def test_a_server_without_a_connection_to_spare_slows_the_work_down_and_breaks_n
     assert "worker.dead" not in worker.log
 
 
+def test_tasks_that_each_hold_a_connection_and_need_another_do_not_wait_for_each_other_for_ever(
+    stage: Stage, limited_url: str, database_url: str
+) -> None:
+    login = make_url(limited_url).username
+    with stage.observer.cursor() as cursor:
+        cursor.execute(f"ALTER ROLE {login} CONNECTION LIMIT 50")
+        worker = stage.worker(
+            concurrency=3, env={"CLOACINA_DATABASE_URL": limited_url, "BAZAAR_OUTSIDE_URL": database_url}
+        )
+        results = {key: stage.send("submit_beside_session", key) for key in ("a", "b", "c")}
+        for key in results:
+            stage.wait_for_runs(key, 1)
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (login,))
+        cursor.execute(f"ALTER ROLE {login} CONNECTION LIMIT {cursor.fetchone()[0]}")
+    stage.open_gate("all")
+    # Each has one connection and wants a second; there is none. Somebody gives up what it has, and another goes on.
+    worker.wait_log(r"recover\.done: .*its connection to the database broke: no connection to the database")
+    eventually(
+        lambda: any(stage.row(result).state == "succeeded" for result in results.values()),
+        40,
+        "one of them to end",
+    )
+    with stage.observer.cursor() as cursor:
+        cursor.execute(f"ALTER ROLE {login} CONNECTION LIMIT 50")
+    for key, result in results.items():
+        row = stage.wait_for_state(result, "succeeded", 60)
+        assert row.failures == 0
+        assert len(stage.notes(key)) == 1
+    assert worker.is_running
+
+
 def test_a_caller_is_told_that_there_is_no_connection_left(
     stage: Stage, limited_url: str, broker_url: str
 ) -> None:

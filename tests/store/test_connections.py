@@ -93,6 +93,23 @@ def test_a_broken_connection_says_so_once_and_the_next_one_works(
         lent.execute("SELECT 1")
 
 
+def test_a_connection_that_broke_while_nobody_used_it_is_noticed_before_it_is_lent(
+    database: Database, observer: extensions.connection, tenant: str
+) -> None:
+    with database.statement() as lent:
+        pid = lent.connection.info.backend_pid
+    with observer.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    with database.statement() as lent:
+        lent.execute("SELECT 1")
+        assert lent.connection.info.backend_pid != pid
+        pid = lent.connection.info.backend_pid
+    with observer.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    with TenantSession(database, tenant) as session:
+        assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+
+
 def test_a_connection_that_breaks_before_its_commit_has_committed_nothing(
     database: Database, observer: extensions.connection, tenant: str
 ) -> None:
