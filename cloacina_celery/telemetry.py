@@ -47,6 +47,31 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s",
     ),
+    "claim.found": (
+        logging.WARNING,
+        (
+            "claim of attempt %(attempt)s of execution %(execution_id)s in %(tenant)s had been given and its answer "
+            "lost; it starts now"
+        ),
+    ),
+    "attempt.waiting": (
+        logging.WARNING,
+        "execution %(execution_id)s in %(tenant)s waits for the database while it runs: %(error)s",
+    ),
+    "settle.waiting": (
+        logging.WARNING,
+        (
+            "settlement of attempt %(attempt)s of execution %(execution_id)s in %(tenant)s waits for the database: "
+            "%(error)s"
+        ),
+    ),
+    "settle.found": (
+        logging.WARNING,
+        (
+            "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s had been settled (%(kind)s) and the "
+            "answer lost"
+        ),
+    ),
     "settle.fenced": (
         logging.ERROR,
         (

@@ -34,6 +34,7 @@ class Parts:
         outbox = Outbox(kernel)
         recovery = Recovery(kernel, publisher, outbox, settler, backends)
         backends.on_revoked = recovery.revoked
+        settler.recover_attempt = recovery.recover_attempt
         return cls(
             kernel=kernel,
             publisher=publisher,

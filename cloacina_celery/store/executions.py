@@ -104,12 +104,24 @@ _CLAIM = Statement(
         WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
         RETURNING id, attempt, failures, recoveries, policy
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id)
-        SELECT id, 'claimed', attempt, $3::bigint FROM claimed
+        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        SELECT id, 'claimed', attempt, $3::bigint, $6::text FROM claimed
     )
     SELECT attempt, failures, recoveries, policy, set_config('synchronous_commit', 'off', true) FROM claimed
     """,
     hot=True,
+)
+
+# The event, not the worker, says whose claim it was: a doubled message may be in another child of the same worker.
+_FIND_CLAIM = Statement(
+    "find_claim",
+    """
+    UPDATE {s}.cloacina_executions SET lease_expires_at = now() + make_interval(secs => $4::float8)
+    WHERE id = $1::text AND attempt = $2::int AND state = 'running' AND EXISTS (
+        SELECT FROM {s}.cloacina_events
+        WHERE execution_id = $1::text AND attempt = $2::int AND kind = 'claimed' AND reason = $3::text)
+    RETURNING attempt, failures, recoveries, policy
+    """,
 )
 
 _SUCCEED = Statement(
@@ -293,10 +305,32 @@ def claim(
     worker_id: int,
     lease_ttl: float,
     policy: str | None,
+    claimant: str | None = None,
     prepare: bool = False,
 ) -> Claim | None:
-    """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early."""
-    _CLAIM.execute(cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, prepare=prepare)
+    """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early.
+
+    Args:
+        claimant: says in words who claims, and so that no other claim says the same; see `find_claim`.
+    """
+    _CLAIM.execute(
+        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, claimant, prepare=prepare
+    )
+    return _claim(cursor)
+
+
+def find_claim(
+    cursor: Cursor, tenant: str, execution_id: str, *, attempt: int, claimant: str, lease_ttl: float
+) -> Claim | None:
+    """Extend the lease that an earlier `claim` opened without its answer arriving; ``None`` if it did not.
+
+    Only whoever says the same ``claimant`` finds it, so of two who hold a doubled message never both.
+    """
+    _FIND_CLAIM.execute(cursor, tenant, execution_id, attempt, claimant, lease_ttl)
+    return _claim(cursor)
+
+
+def _claim(cursor: Cursor) -> Claim | None:
     row = cursor.fetchone()
     if row is None:
         return None
