@@ -8,7 +8,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu import Queue
 from kombu.exceptions import KombuError, OperationalError
 
 from cloacina_celery.errors import CloacinaError
@@ -20,6 +19,9 @@ from cloacina_celery.store.executions import Ring
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
+    from celery.app.amqp import Queues
+    from kombu import Queue
+
     from cloacina_celery.plugin.kernel import Kernel
 
 BROKER_PAUSE = 1.0
@@ -50,7 +52,7 @@ class Publisher:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._down_until = 0.0
-        self._queues: dict[str, Queue] = {}
+        self._queues: Queues | None = None
 
     def publish(self, ring: FirstRing, producer: Any = None) -> None:
         """Publish a new row's message; the row is committed, so a broker that refuses is logged and not raised.
@@ -118,11 +120,14 @@ class Publisher:
         )
 
     def _queue(self, tenant: str) -> Queue:
-        queue = self._queues.get(tenant)
-        if queue is None:
-            queues = self._kernel.app.amqp.queues
-            # Not added to app.amqp.queues: a worker started without -Q consumes all that is in there.
-            queue = self._queues[tenant] = queues.get(tenant) or queues.new_missing(tenant)
+        listed: Queue | None = self._kernel.app.amqp.queues.get(tenant)
+        if listed is not None:
+            return listed
+        if self._queues is None:
+            # Made as a worker makes those of its -Q, or RabbitMQ would refuse whichever of the two comes second.
+            # Not app.amqp.queues itself: a worker started without -Q consumes all that is in there.
+            self._queues = self._kernel.app.amqp.Queues(None, create_missing=True)
+        queue: Queue = self._queues[tenant]
         return queue
 
     def _unring(self, tenant: str, execution_id: str, attempt: int, error: BaseException) -> None:

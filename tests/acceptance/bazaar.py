@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from cloacina_celery import Cloacina, DurableTask, LeaseLost, RetryPolicy
 from tests.support import shop_tables
+from tests.support.brokers import configure_queues
 from tests.support.databases import connect
 from tests.support.waiting import eventually
 
@@ -31,6 +32,7 @@ QUICK = RetryPolicy(max_attempts=3, initial_delay=0.1, backoff="fixed", jitter=F
 app = Celery("bazaar", broker=os.environ["CLOACINA_BROKER_URL"])
 app.conf.result_backend = os.environ.get("BAZAAR_RESULT_BACKEND")
 app.conf.broker_connection_retry_on_startup = True
+configure_queues(app)
 cloacina = Cloacina(
     app,
     database_url=DATABASE_URL,
