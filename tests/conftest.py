@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
+    from cloacina_celery.chaos.proxy import Proxy
     from cloacina_celery.devservers import DevServers
 
 GIVEN = dict(os.environ)
@@ -139,6 +140,15 @@ def observer(database_url: str) -> Iterator[extensions.connection]:
     conn = databases.connect(database_url)
     yield conn
     conn.close()
+
+
+@pytest.fixture
+def proxied_database(database_url: str) -> Iterator[Proxy]:
+    """A proxy before the server of this test's database: `.url(database_url)` leads through it."""
+    from cloacina_celery.chaos.proxy import Proxy
+
+    with Proxy.in_front_of(database_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture
