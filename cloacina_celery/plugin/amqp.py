@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.imports import symbol_by_name
 
 from cloacina_celery.errors import InvalidPayload
+from cloacina_celery.plugin.envelope import DELAY_HEADERS
 from cloacina_celery.plugin.submitter import OWN_OPTIONS
 from cloacina_celery.plugin.task import is_durable
 from cloacina_celery.runtime.context import current_unit
@@ -37,8 +38,8 @@ class DurableAMQP:
         if not durable:
             return build(task_id, name, args, kwargs, countdown, eta, *rest, **options)
         message = build(task_id, name, args, kwargs, None, None, *rest, **options)
-        message.headers["cloacina_delay"] = countdown
-        message.headers["cloacina_eta"] = eta
+        message.headers[DELAY_HEADERS["countdown"]] = countdown
+        message.headers[DELAY_HEADERS["eta"]] = eta
         return message
 
     @cached_property
