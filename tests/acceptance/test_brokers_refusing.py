@@ -82,6 +82,31 @@ def test_a_known_broker_that_falls_silent_costs_no_more(stage: Stage, wire: Prox
 
 
 @EACH_KIND
+def test_a_connection_that_was_cut_meanwhile_is_replaced_without_a_refusal(
+    stage: Stage, wire: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.send("add", 0, 0)
+    for sent in range(1, 4):
+        # What the broker has not read yet is lost with the wire, and the sweep's business.
+        eventually(lambda sent=sent: depth(stage) == sent, why="the broker to have what was sent")
+        assert wire.cut() > 0
+        stage.send("add", 1, 1)
+    assert unrung(stage) == 0
+    eventually(lambda: depth(stage) == 4, why="all messages")
+    assert [record for record in caplog.records if record.name == "cloacina"] == []
+
+
+@EACH_KIND
+def test_all_messages_and_all_looks_at_queues_take_one_connection(stage: Stage, wire: Proxy) -> None:
+    stage.send("add", 0, 0)
+    before = wire.connection_count
+    for _ in range(20):
+        stage.send("add", 1, 1)
+        depth(stage)
+    assert wire.connection_count == before
+
+
+@EACH_KIND
 def test_what_waited_for_the_broker_leaves_oldest_first_and_a_batch_at_a_time(
     stage: Stage, wire: Proxy, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
