@@ -141,7 +141,12 @@ def test_a_child_sends_by_a_connection_of_its_own_and_leaves_its_parents_as_it_i
 
     send()
     before = connection()
-    assert forked_child(send) == 0
+
+    def send_as_a_child() -> None:
+        send()
+        assert connection() is not before
+
+    assert forked_child(send_as_a_child) == 0
     send()
     assert connection() is before
     eventually(lambda: publisher.queue_depth(tenant_name) == 3, why="all three messages")
