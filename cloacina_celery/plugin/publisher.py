@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 QUEUE_PAUSE = 10.0
 """Seconds for which a tenant is not tried again whose queue the broker refused: somebody has to mend that."""
 
-Letter = tuple[str, int, Callable[["Producer"], None]]
+Outgoing = tuple[str, int, Callable[["Producer"], None]]
 """Execution id, the attempt that it rings for, and what sends it."""
 
 
@@ -98,9 +98,9 @@ class Publisher:
         queue: Queue = self._queues[tenant]
         return queue
 
-    def _publish(self, tenant: str, letters: Sequence[Letter]) -> None:
-        sent = self.send_each(tenant, [send for _, _, send in letters])
-        unsent = [(execution_id, attempt) for execution_id, attempt, _ in letters[sent:]]
+    def _publish(self, tenant: str, messages: Sequence[Outgoing]) -> None:
+        sent = self.send_each(tenant, [send for _, _, send in messages])
+        unsent = [(execution_id, attempt) for execution_id, attempt, _ in messages[sent:]]
         # If the database is away too, the rows stay committed as rung, and the sweep finds them stranded.
         if unsent:
             with suppress(CloacinaError), self._kernel.database.statement() as cursor:
@@ -120,17 +120,18 @@ class Publisher:
                     self.connections.do(producer, partial(sends[sent], producer))
                     sent += 1
             if sent:
-                self._note_success(queue)
+                self._refused_until.pop(queue, None)
+                self._note_answer()
         except QueueRefuses as error:
             self._refused_until[queue] = time.monotonic() + QUEUE_PAUSE
-            log("queue.refused", queue=queue, error=error, seconds=QUEUE_PAUSE)
+            log("queue.refused", queue=queue, error=str(error), seconds=QUEUE_PAUSE)
+            self._note_answer()
         except BrokerRefuses as error:
             pause = self._breaker.refused(after=time.monotonic() - began)
-            log("broker.refused", error=error, seconds=pause)
+            log("broker.refused", error=str(error), seconds=pause)
         return sent
 
-    def _note_success(self, queue: str) -> None:
-        self._refused_until.pop(queue, None)
+    def _note_answer(self) -> None:
         was_open_for = self._breaker.accepted()
         if was_open_for is not None:
             log("broker.back", seconds=was_open_for)

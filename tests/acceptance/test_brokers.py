@@ -59,6 +59,37 @@ def test_a_purged_queue_is_filled_again(stage: Stage) -> None:
     assert all("rung_again" in stage.kinds(result) for result in results)
 
 
+@EACH_KIND
+def test_a_thousand_executions_whose_messages_are_all_lost_run_within_thirty_seconds(stage: Stage) -> None:
+    bazaar = stage.bazaar
+    stage.worker(concurrency=2)
+    for key in ("a", "b"):
+        stage.send("block", key)
+        stage.wait_for_runs(key, 1)
+    bazaar.cloacina.submit_many([bazaar.add.s(n, n) for n in range(1000)], tenant=stage.tenant)
+    with bazaar.app.connection_for_write() as connection:
+        eventually(lambda: depth(stage) > 900, why="the messages")
+        assert connection.default_channel.queue_purge(stage.tenant) > 900
+    lost_at = stage.now()
+    for key in ("a", "b"):
+        stage.open_gate(f"{key}-1")
+    eventually(lambda: waiting(stage) == 0, 30, "all of them to have run")
+    print(f"FIGURE 1,000 lost messages: {(stage.now() - lost_at).total_seconds():.1f} s")
+
+
+@EACH_KIND
+def test_one_message_in_ten_that_is_lost_from_a_busy_queue_is_found(stage: Stage, broker_url: str) -> None:
+    bazaar = stage.bazaar
+    bazaar.cloacina.submit_many([bazaar.add.s(n, n) for n in range(200)], tenant=stage.tenant)
+    with Connection(broker_url) as connection:
+        queue = Queue(stage.tenant, channel=connection.default_channel)
+        messages = [eventually(queue.get, why="a message") for _ in range(200)]
+        for number, message in enumerate(messages):
+            (message.requeue if number % 10 else message.ack)()
+    stage.worker(concurrency=2, env={"BAZAAR_STRANDED_AFTER": "1"})
+    eventually(lambda: waiting(stage) == 0, 30, "all of them to have run")
+
+
 @EACH_RABBITMQ
 def test_all_queues_have_the_apps_type_whoever_declares_them_first(stage: Stage, broker_url: str) -> None:
     app, control = stage.bazaar.app, stage.bazaar.cloacina.settings.control_queue
@@ -85,3 +116,11 @@ def test_a_tenant_whose_queue_a_running_worker_adds_is_served(
 
 def depth(stage: Stage, tenant: str | None = None) -> Any:
     return stage.bazaar.cloacina.parts.publisher.queue_depth(tenant or stage.tenant)
+
+
+def waiting(stage: Stage) -> int:
+    with stage.observer.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {stage.tenant}.cloacina_executions WHERE state <> 'succeeded'")
+        row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
