@@ -90,9 +90,11 @@ def with_the_apps_type(queues: Queues, app: Celery) -> Queues:
         return queue
 
     def add_compat(name: str, **options: Any) -> Queue:
-        arguments = new_missing(name).queue_arguments
-        if arguments:
-            options.setdefault("queue_arguments", arguments)
+        missing = new_missing(name)
+        if missing.queue_arguments:
+            options.setdefault("queue_arguments", missing.queue_arguments)
+        if options.get("exchange") == name:
+            options["exchange_type"] = missing.exchange.type
         return add(name, **options)
 
     queues.new_missing, queues.add_compat = new_missing, add_compat

@@ -13,12 +13,14 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
     from tests.acceptance.stage import Stage
 
 
 @EACH_KIND
 def test_work_that_was_sent_before_any_worker_had_started_runs_and_a_chain_and_a_retry_go_on(
-    stage: Stage,
+    stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     bazaar = stage.bazaar
     early = [stage.send("add", n, n) for n in range(5)]
@@ -30,6 +32,7 @@ def test_work_that_was_sent_before_any_worker_had_started_runs_and_a_chain_and_a
     with bazaar.cloacina.tenant(stage.tenant):
         assert chain(bazaar.add.s(1, 1), bazaar.add.s(10)).delay().get(timeout=15) == 12
     assert "Traceback" not in worker.log
+    assert caplog.messages == []
 
 
 @EACH_KIND

@@ -11,6 +11,8 @@ from celery.app.defaults import NAMESPACES
 from cloacina_celery import Cloacina
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kombu import Queue
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -63,6 +65,13 @@ def test_a_tenants_queue_has_the_same_arguments_for_all(
     if settings.get("task_create_missing_queues", True):
         makers.append(of_worker)
     assert [maker(**settings).queue_arguments or {} for maker in makers] == [arguments] * len(makers)
+
+
+@pytest.mark.skipif(not HAS_MISSING_TYPE, reason="a setting of Celery 5.6")
+@pytest.mark.parametrize("maker", [of_sender, of_worker, of_added_consumer])
+def test_a_tenants_queue_has_the_same_exchange_for_all(maker: Callable[..., Queue]) -> None:
+    queue = maker(task_create_missing_queue_exchange_type="topic")
+    assert (queue.exchange.name, queue.exchange.type, queue.routing_key) == ("tenant_a", "topic", "tenant_a")
 
 
 def test_a_queue_that_the_app_lists_is_declared_as_it_is_listed() -> None:
