@@ -18,11 +18,21 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
-    "submit.unpublished": (
+    "broker.refused": (
         logging.WARNING,
         (
-            "execution %(execution_id)s in %(tenant)s is committed but the broker did not take its message "
-            "(%(error)s); the sweep will publish it"
+            "the broker takes no messages (%(error)s) and is left alone for %(seconds).1f s: executions are committed "
+            "meanwhile, and their messages leave when it is back"
+        ),
+    ),
+    "broker.back": (logging.INFO, "the broker takes messages again, after %(seconds).1f s"),
+    "queue.refused": (
+        logging.ERROR,
+        (
+            "the broker refuses queue %(queue)s (%(error)s): its executions are committed, and sent when it takes "
+            "them. If the queue was made with other arguments than this app declares, such as another "
+            "x-queue-type, give all processes the same ones, or delete the queue while nobody consumes it; it is "
+            "made anew and filled from the rows. Tried again in %(seconds).0f s"
         ),
     ),
     "callback.unsent": (

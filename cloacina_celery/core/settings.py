@@ -46,6 +46,8 @@ class Settings:
     """Seconds for which succeeded executions are kept; 0 is for ever."""
     retain_failed: float = 30 * 86_400.0
     """The same for failed, abandoned and cancelled ones."""
+    publish_timeout: float = 1.0
+    """Seconds for which a submission waits for each answer of the broker before its message is left to a poll."""
     pool_size: int = 5
     prepared_statements: bool = True
 
@@ -58,6 +60,7 @@ class Settings:
             "poll_interval",
             "sweep_interval",
             "stranded_after",
+            "publish_timeout",
             "pool_size",
             "sweep_batch",
         ):

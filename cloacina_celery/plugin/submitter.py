@@ -20,7 +20,7 @@ from cloacina_celery.errors import (
     TenantNotBound,
     UnknownTenant,
 )
-from cloacina_celery.plugin.envelope import KEY_HEADER, Envelope
+from cloacina_celery.plugin.envelope import DELAY_HEADERS, KEY_HEADER, Envelope
 from cloacina_celery.plugin.publisher import FirstRing, Publisher
 from cloacina_celery.runtime.attempt import RequestedRetry
 from cloacina_celery.runtime.context import Unit, bound_tenant, current_attempt, current_unit
@@ -67,8 +67,8 @@ class Submitter:
         """Insert the row of a durable call and publish its message, now or after the caller's commit."""
         headers, properties, body, sent_event = message
         headers.update(options.get("headers") or {})
-        delay = _seconds(headers.pop("cloacina_delay", None))
-        eta = _aware(headers.pop("cloacina_eta", None), self._kernel.app.timezone)
+        delay = _seconds(headers.pop(DELAY_HEADERS["countdown"], None))
+        eta = _aware(headers.pop(DELAY_HEADERS["eta"], None), self._kernel.app.timezone)
         envelope = Envelope(headers, {**properties, **_properties(options)}, body)
         attempt = current_attempt()
         if attempt is not None and attempt.id == headers["id"] and attempt.task == name:
@@ -76,7 +76,7 @@ class Submitter:
             attempt.requested_retry = RequestedRetry(message=envelope.dump(name), delay=delay, eta=eta)
             return
         tenant, unit = _patiently(lambda: self._place(name, options, headers))
-        submission = self._submission(name, envelope, delay, eta, options)
+        submission = self._submission(name, envelope, tenant, delay, eta, options)
         if unit is not None:
             # What leaves after the commit is what the row says, also if the caller changes a list meanwhile.
             body = Envelope.load(submission.message).body
@@ -98,7 +98,7 @@ class Submitter:
             properties=envelope.properties,
         )
         if unit is None:
-            self._publisher.publish(first, producer)
+            self._publisher.publish(first)
         else:
             unit.after_commit(lambda: self._publish_later(first))
 
@@ -160,6 +160,7 @@ class Submitter:
         self,
         name: str,
         envelope: Envelope,
+        tenant: str,
         delay: float | None,
         eta: datetime | None,
         options: dict[str, Any],
@@ -185,6 +186,7 @@ class Submitter:
             eta=eta if delay is None else None,
             group_id=envelope.headers.get("group") if in_chord else None,
             group_index=envelope.headers.get("group_index") if in_chord else None,
+            is_rung=self._publisher.can_publish(tenant),
         )
 
     def _insert(self, tenant: str, submission: Submission, unit: Unit | None) -> Submitted | None:

@@ -22,7 +22,7 @@ Publish = Callable[[Sequence[Ring]], None]
 SendLetters = Callable[[Sequence[Letter]], list[int]]
 QueueDepth = Callable[[str], int | None]
 OnAbandoned = Callable[[str, Recovered], None]
-CanPublish = Callable[[], bool]
+CanPublish = Callable[[str], bool]
 
 GLANCE_BATCH = 100
 PRUNE_INTERVAL = 3600.0
@@ -39,7 +39,7 @@ class Reaper:
         settings: batch sizes and thresholds.
         publish: sends messages; it must not raise for a broker that is down.
         send_letters: sends plain messages, and returns the ids of those that the broker took; it must not raise either.
-        can_publish: tells whether the broker may be up; while it is not, due rows are left alone.
+        can_publish: tells whether the broker may take a tenant's messages; while not, its due rows are left alone.
         queue_depth: counts the messages waiting in a tenant's queue; ``None`` where that is not known.
         on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent.
     """
@@ -190,19 +190,19 @@ class Reaper:
                 lambda cursor: recovery.lock_expired(cursor, seen.tenant, limit=self._settings.sweep_batch),
                 reason="the lease ran out: its worker was frozen, cut off or hung",
             )
-        if seen.is_due and self._can_publish():
+        if seen.is_due and self._can_publish(seen.tenant):
             with bounded_transaction(self._database) as cursor:
                 rings = recovery.ring_due(cursor, seen.tenant, limit=self._settings.sweep_batch)
             self._publish(rings)
             if rings:
                 log("sweep.rung", tenant=seen.tenant, count=len(rings))
             touched += len(rings)
-        if seen.has_letters and self._can_publish():
+        if seen.has_letters and self._can_publish(seen.tenant):
             touched += self._send_left_letters(seen.tenant)
         if (
             seen.is_stranded
             and check_stranded
-            and self._can_publish()
+            and self._can_publish(seen.tenant)
             and self._is_time_for_stranded(seen.tenant)
         ):
             touched += self._ring_stranded(seen.tenant, stranded_after=self._settings.stranded_after)

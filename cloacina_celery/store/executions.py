@@ -22,6 +22,7 @@ class Submission:
     """Everything a new row is made of.
 
     ``delay`` is in seconds on the database's clock, ``eta`` an aware instant; neither means now.
+    ``is_rung``: whether a message leaves right after the commit, if the row is due.
     """
 
     execution_id: str
@@ -33,6 +34,7 @@ class Submission:
     eta: datetime | None = None
     group_id: str | None = None
     group_index: int | None = None
+    is_rung: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,8 @@ class Ring:
 # The conflict's WHERE lets two kinds of existing rows through: those parked by a replacement (see `park`) and
 # those entered as failed with what they were to follow (see `submit_failed`), when that was requeued.
 # A row that is due is born rung: its message leaves right after the commit, and if it does not,
-# the row says when it should have. A delayed row is born unrung; the poll rings when it is due.
+# the row says when it should have. A delayed row is born unrung, and so is one whose broker is known to be down;
+# the poll rings when it is due.
 _SUBMIT = Statement(
     "submit",
     """
@@ -74,7 +77,7 @@ _SUBMIT = Statement(
         INSERT INTO {s}.cloacina_executions AS executions
             (id, task, message, max_recoveries, policy, run_at, rung_at, group_id, group_index)
         SELECT $1::text, $2::text, $3::text, $4::int, $5::text, run_at,
-               CASE WHEN run_at <= now() THEN now() END, $8::text, $9::int
+               CASE WHEN run_at <= now() AND $10::bool THEN now() END, $8::text, $9::int
         FROM timed
         ON CONFLICT (id) DO UPDATE
         SET task = excluded.task, message = excluded.message, policy = excluded.policy,
@@ -263,8 +266,9 @@ _IS_HELD = Statement(
 _UNRING = Statement(
     "unring",
     """
-    UPDATE {s}.cloacina_executions SET rung_at = NULL
-    WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending'
+    UPDATE {s}.cloacina_executions AS e SET rung_at = NULL
+    FROM unnest($1::text[], $2::int[]) AS unsent (id, attempt)
+    WHERE e.id = unsent.id AND e.attempt = unsent.attempt - 1 AND e.state = 'pending'
     """,
 )
 
@@ -282,7 +286,7 @@ def submit(cursor: Cursor, tenant: str, submission: Submission, *, prepare: bool
     _SUBMIT.execute(
         cursor, tenant, submission.execution_id, submission.task, submission.message, submission.max_recoveries,
         submission.policy, submission.eta, submission.delay, submission.group_id, submission.group_index,
-        prepare=prepare,
+        submission.is_rung, prepare=prepare,
     )  # fmt: skip
     row = cursor.fetchone()
     return None if row is None else Submitted(attempt=row[0] + 1, is_due=row[1])
@@ -432,6 +436,6 @@ def is_held(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> boo
     return cursor.fetchone() is not None
 
 
-def unring(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> None:
-    """Note that the message for ``attempt`` did not leave, so that the next poll publishes it."""
-    _UNRING.execute(cursor, tenant, execution_id, attempt)
+def unring(cursor: Cursor, tenant: str, unsent: Sequence[tuple[str, int]]) -> None:
+    """Note that the messages for ``(execution_id, attempt)`` did not leave, so that a poll publishes them."""
+    _UNRING.execute(cursor, tenant, [i for i, _ in unsent], [attempt for _, attempt in unsent])

@@ -6,6 +6,7 @@ that is started with other ones runs other code.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cloacina_celery import Cloacina, DurableTask, LeaseLost, RetryPolicy
 from tests.support import shop_tables
+from tests.support.brokers import configure_queues
 from tests.support.databases import connect
 from tests.support.waiting import eventually
 
@@ -35,6 +37,8 @@ QUICK = RetryPolicy(max_attempts=3, initial_delay=0.1, backoff="fixed", jitter=F
 app = Celery("bazaar", broker=os.environ["CLOACINA_BROKER_URL"])
 app.conf.result_backend = os.environ.get("BAZAAR_RESULT_BACKEND")
 app.conf.broker_connection_retry_on_startup = True
+app.conf.broker_transport_options = json.loads(os.environ.get("BAZAAR_TRANSPORT_OPTIONS", "{}"))
+configure_queues(app)
 cloacina = Cloacina(
     app,
     database_url=DATABASE_URL,
