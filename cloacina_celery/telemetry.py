@@ -103,6 +103,14 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "sent %(count)s messages of plain tasks that were left in the outbox of %(tenant)s",
     ),
     "sweep.pruned": (logging.INFO, "deleted %(count)s executions of %(tenant)s that ended long ago"),
+    "sweep.paused": (
+        logging.ERROR,
+        "no worker and no lease is judged for %(seconds)s s, since this view may be wrong: %(reason)s",
+    ),
+    "sweep.resumed": (
+        logging.WARNING,
+        "workers and leases are judged again, after a pause because %(reason)s",
+    ),
     "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),
     "message.refused": (
         logging.ERROR,

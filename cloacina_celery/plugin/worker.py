@@ -9,7 +9,7 @@ from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
-from cloacina_celery.plugin.request import held_attempts, reserved_counts
+from cloacina_celery.plugin.request import ReservedMessages, held_attempts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.telemetry import logger
@@ -49,7 +49,7 @@ class KeeperStep(bootsteps.StartStopStep):
                         name for name in list(queues.consume_from) if kernel.tenants.knows(name)
                     ],
                     held=held_attempts,
-                    reserved=reserved_counts,
+                    reserved=ReservedMessages().by_tenant,
                 ),
             )
         except CloacinaError as error:

@@ -124,6 +124,7 @@ class Keeper:
                 backoff = 0.0
                 self._work_inbox(timeout=interval)
             except (DriverError, CloacinaError) as error:
+                self._reaper.note_answer(error)
                 backoff = min(max(backoff * 2, 0.2), MAX_BACKOFF)
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 time.sleep(backoff * random.uniform(0.5, 1.0))
@@ -155,10 +156,12 @@ class Keeper:
                 continue
             try:
                 work()
+                self._reaper.note_answer()
             except DatabaseUnavailable:
                 self._inbox.put(work)
                 raise
             except LockNotAvailable as error:
+                self._reaper.note_answer(error)
                 # One tenant is locked: the others must not wait for it, and its work must not be forgotten.
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 self._locked.append((time.monotonic() + LOCKED_PAUSE, work))

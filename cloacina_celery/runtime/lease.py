@@ -34,13 +34,13 @@ MAX_BACKOFF = 2.0
 class Duties:
     """What a worker serves and has in its hands, asked anew each time.
 
-    ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved`` counts, by tenant, the
-    messages that were delivered to it and have not started.
+    ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved``, by tenant, the messages that
+    were delivered to it and have not started.
     """
 
     tenants: Callable[[], Sequence[str]]
     held: Callable[[], Sequence[Held]]
-    reserved: Callable[[], Mapping[str, int]]
+    reserved: Callable[[], Mapping[str, workers.Reserved]]
 
 
 class LeaseHolder:

@@ -463,6 +463,13 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@cloacina.task(name="bazaar.wait_a_bit", retry=QUICK)
+def wait_a_bit(x: int) -> int:
+    """Return the number after a twentieth of a second."""
+    time.sleep(0.05)
+    return x
+
+
 @cloacina.task(name="bazaar.total", retry=QUICK)
 def total(numbers: list[int]) -> int:
     """Return the sum of a chord's header."""
