@@ -11,10 +11,11 @@ from functools import partial
 from cloacina_celery.core.lifecycle import Abandon, Recover
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.runtime.attention import Attention
 from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
 from cloacina_celery.runtime.units import settlement
 from cloacina_celery.runtime.watch import Watch
-from cloacina_celery.store import catalog, outbox, recovery, retention, turns, workers
+from cloacina_celery.store import busy, catalog, outbox, recovery, retention, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.outbox import Letter
@@ -62,6 +63,7 @@ class Reaper:
         self._send_letters = send_letters
         self._can_publish = can_publish
         self._on_abandoned = on_abandoned
+        self._attention = Attention(database)
         self._watch = Watch(database, settings)
         self._lost = LostMessages(database, settings, publish=publish, queue_depth=queue_depth)
         self._troubled_until: dict[str, float] = {}
@@ -82,12 +84,22 @@ class Reaper:
                     self._note_trouble(seen.tenant, error)
         return touched
 
-    def sweep_all(self) -> int:
-        """Sweep every tenant of the catalog, and the workers' register; delete what has ended long ago."""
+    def attend(self, tenants: Sequence[str]) -> list[str]:
+        """Choose those of the tenants that a sweep has to look at now: who may have work, and some of the others."""
+        return self._attention.choose(tenants)
+
+    def sweep_all(self, *, everything: bool = True) -> int:
+        """Sweep the catalog's tenants, and the workers' register; delete what has ended long ago.
+
+        Args:
+            everything: look at each tenant; else at those that `attend` chooses.
+        """
         tenants = catalog.names(self._database)
-        touched = self.recover_dead_workers() + self.sweep(tenants)
-        for tenant in tenants:
+        chosen = tenants if everything else self.attend(tenants)
+        touched = self.recover_dead_workers() + self.sweep(chosen)
+        for tenant in chosen:
             self._prune(tenant)
+        self._review_marks()
         # An entry outlives the events that name it, so that `execution show` can always say who it was.
         longest = max(self._settings.retain_succeeded, self._settings.retain_failed)
         with bounded_transaction(self._database) as cursor:
@@ -239,6 +251,16 @@ class Reaper:
         if sent:
             log("sweep.letters", tenant=tenant, count=len(sent))
         return len(sent)
+
+    def _review_marks(self) -> None:
+        with bounded_transaction(self._database) as cursor:
+            old = busy.old(cursor)
+        for tenant in old:
+            try:
+                with bounded_transaction(self._database) as cursor:
+                    busy.renew_or_remove(cursor, tenant)
+            except DriverError as error:
+                self._note_trouble(tenant, error)
 
     def _prune(self, tenant: str) -> None:
         now = time.monotonic()
