@@ -17,7 +17,7 @@ from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import LeaseBoard, steady_clock
 from cloacina_celery.runtime.units import SessionUnit
 from cloacina_celery.store import executions
-from cloacina_celery.store.database import Database, on_lent_connection
+from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession, begin
 from cloacina_celery.telemetry import log
 
@@ -97,7 +97,9 @@ class Attempt:
             LeaseLost: nobody would commit what is written. The attempt is over and something outlived it, it was
                 cancelled or lost its execution, or its lease was not extended for too long to be trusted.
         """
-        if self.is_over or not self.is_trusted:
+        # Asked beside the session: in its transaction the question would keep the table's lock for as long as the
+        # task runs, and a migration of the tenant would wait for that.
+        if self.is_over or self.is_cancelled:
             raise LeaseLost(self.tenant, self.id, self.attempt)
         if self.session is None:
             self.session = TenantSession(self.database, self.tenant)
@@ -107,12 +109,7 @@ class Attempt:
         if savepoint is None:
             self.wait_for_database(partial(begin, session))
         try:
-            unit = SessionUnit(session, self.tenant)
-            with on_lent_connection():
-                is_held = executions.is_held(unit.cursor(), self.tenant, self.id, self.attempt)
-            if not is_held:
-                raise LeaseLost(self.tenant, self.id, self.attempt)
-            with bind_unit(unit):
+            with bind_unit(SessionUnit(session, self.tenant)):
                 yield session
             session.flush()
         except BaseException:
