@@ -1,6 +1,6 @@
 """Settling without a fence: a zombie's settlement, and its effects with it, are taken."""
 
-from cloacina_celery.chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app
 from cloacina_celery.store import executions
 from tests.chaos.mutants.races import replaced
 
@@ -9,4 +9,4 @@ executions._SUCCEED = replaced(
     ("WHERE id = $1::text AND attempt = $2::int AND state = 'running'", "WHERE id = $1::text"),
 )
 
-__all__ = ["app", "cloacina", "poison", "work"]
+__all__ = ["app"]
