@@ -26,6 +26,7 @@ from cloacina_celery.chaos.fleet import Fleet, Member
 from cloacina_celery.chaos.ground import Ground
 from cloacina_celery.chaos.plan import Job, Plan
 from cloacina_celery.chaos.submit import Submissions, Unknown
+from cloacina_celery.errors import TransitionRefused
 
 TICK = 0.01
 PATIENCE = 90.0
@@ -128,7 +129,8 @@ class Run:
     def cancel(self, job: Job, cancel: Callable[[Any], object]) -> None:
         """Cancel a job's execution, however often the database has to be asked."""
         try:
-            cancel(job.steps[0].id)
+            with suppress(TransitionRefused):  # it was done, and the answer lost
+                cancel(job.steps[0].id)
         except Unknown:
             self.later(0.2, lambda: self.cancel(job, cancel))
 

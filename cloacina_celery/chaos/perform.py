@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -114,6 +115,8 @@ def perform(
         CHAOS_SETTINGS=json.dumps(settings), CHAOS_TENANTS=json.dumps(names.tenants), PYTHONUNBUFFERED="1",
     )  # fmt: skip
     os.environ.update(subject.environment)
+    # What the package logs in this process goes where the others' logs are.
+    logging.getLogger().addHandler(logging.FileHandler(folder / "driver.log"))
     app = subject.load()
     random = Random(options.seed)
     plan = Plan.draw(random, list(names.tenants), options.executions, list(options.kinds) or None)

@@ -108,7 +108,7 @@ def _verify(cloacina: Cloacina, spec: str, options: Options, names: Names, out: 
             environment |= dict.fromkeys(BROKER_VARIABLES, ground.package_broker_url)
 
         def load() -> Any:
-            from cloacina_celery.chaos.guest import adopt
+            from cloacina_celery.chaos.adopt import adopt
 
             return adopt(app, json.loads(os.environ["CHAOS_SETTINGS"]), names.tenants)
 
