@@ -10,7 +10,6 @@ from celery import signals
 from cloacina_celery.chaos import tasks
 from cloacina_celery.plugin.control import BEAT_ENTRY, beat_entry
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store.workers import DeadWorker
 
 
 class GuestReaper(Reaper):
@@ -21,9 +20,6 @@ class GuestReaper(Reaper):
     def sweep_all(self) -> int:
         """Sweep the run's tenants."""
         return self.recover_dead_workers() + self.sweep(sorted(self.own))
-
-    def _bury(self, worker: DeadWorker) -> int:
-        return super()._bury(worker) if self.own.issuperset(worker.tenants) else 0
 
 
 def adopt(app: Any, settings: dict[str, Any], tenants: Iterable[str]) -> Any:
@@ -41,6 +37,8 @@ def adopt(app: Any, settings: dict[str, Any], tenants: Iterable[str]) -> Any:
         made = make()
         made.__class__ = GuestReaper
         made.own = own
+        look = made._watch.look
+        made._watch.look = lambda: [worker for worker in look() if own.issuperset(worker.tenants)]
         return made  # type: ignore[no-any-return]
 
     parts.recovery.reaper = reaper

@@ -42,9 +42,6 @@ FINDINGS = (
 
 RUN, MESSAGE = "run", "message"
 
-FAULTS_MAY_FAIL = True
-"""Whether a connection that is cut under a task's own statement is the task's failure, and no finding."""
-
 FORGOTTEN = timedelta(seconds=2)
 """How long before a crash of Postgres a claim may be whose commit it forgets: three rounds of its WAL writer, which
 take 0.6 s, on a machine that is busy."""
@@ -209,11 +206,14 @@ def _runs(history: History, events: dict[str, list[Event]]) -> tuple[list[Findin
         # The claim that lasts is that of the last run; each one before it needs a crash of its own.
         lasting = starts[-1:] if claims[id_, attempt] else []
         forgotten = starts[: len(starts) - len(lasting)]
-        excused = [
-            start
-            for start, following in zip(forgotten, [*starts[1:], None], strict=False)
-            if _was_forgotten(history, start, following)
-        ]
+        crashes = [fault for fault in history.faults if fault.is_crash]
+        excused = []
+        for start, following in zip(forgotten, [*starts[1:], None], strict=False):
+            crash = next((one for one in crashes if _forgot(one, start, following)), None)
+            if crash is not None:
+                # It forgets one claim of an attempt: the next one comes after it.
+                crashes.remove(crash)
+                excused.append(start)
         repeated += len(excused)
         if excused == forgotten:
             continue
@@ -227,14 +227,10 @@ def _runs(history: History, events: dict[str, list[Event]]) -> tuple[list[Findin
     return found, repeated
 
 
-def _was_forgotten(history: History, start: datetime, following: datetime | None) -> bool:
+def _forgot(crash: Done, start: datetime, following: datetime | None) -> bool:
     """Tell whether Postgres crashed right after a run's start, and before the next one of the same attempt."""
-    return any(
-        fault.is_crash
-        and fault.at - FORGOTTEN <= start <= (fault.until or fault.at)
-        and (following is None or fault.at <= following)
-        for fault in history.faults
-    )
+    is_soon = crash.at - FORGOTTEN <= start <= (crash.until or crash.at)
+    return is_soon and (following is None or crash.at <= following)
 
 
 def _strangers(history: History) -> list[Finding]:
@@ -312,8 +308,6 @@ def _callbacks(history: History) -> list[Finding]:
 
 
 def _failed(history: History) -> list[Finding]:
-    if FAULTS_MAY_FAIL:
-        return []
     return [
         Finding(kind=FAILED, execution_id=row.id, what=f"has {row.failures} failures, {number} too many")
         for row in history.rows

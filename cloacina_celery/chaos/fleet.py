@@ -18,6 +18,8 @@ LEAVE_PATIENCE = 30.0
 """Seconds that a worker may take for a shutdown that was asked for."""
 
 KILLED = -signal.SIGKILL
+UNAVAILABLE = 69
+"""The exit code of a worker that could not start because the database did not answer; it wants to be started again."""
 
 
 class Member:
@@ -202,7 +204,7 @@ class Fleet:
                     self.ended_badly.append(
                         f"{member.name} did not end {LEAVE_PATIENCE:.0f} s after it was told"
                     )
-                elif member.leaves_until is None and code != KILLED:
+                elif member.leaves_until is None and code not in (KILLED, UNAVAILABLE):
                     self.ended_badly.append(f"{member.name} ended by itself, with exit code {code}")
                 group.remove(member)
                 member.end()
