@@ -17,9 +17,10 @@ class GuestReaper(Reaper):
 
     own: frozenset[str]
 
-    def sweep_all(self) -> int:
+    def sweep_all(self, *, everything: bool = True) -> int:
         """Sweep the run's tenants."""
-        return self.recover_dead_workers() + self.sweep(sorted(self.own))
+        own = sorted(self.own)
+        return self.recover_dead_workers() + self.sweep(own if everything else self.attend(own))
 
 
 def adopt(app: Any, settings: dict[str, Any], tenants: Iterable[str]) -> Any:

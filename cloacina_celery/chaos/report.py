@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from cloacina_celery.chaos.checker import FINDINGS, MESSAGE, RUN, Verdict, percentile
+from cloacina_celery.chaos.checker import FINDINGS, Verdict
 from cloacina_celery.chaos.history import History
+from cloacina_celery.chaos.measure import MESSAGE, RUN, percentile
 
 if TYPE_CHECKING:
     from cloacina_celery.chaos.drive import Run

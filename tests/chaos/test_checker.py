@@ -16,19 +16,17 @@ from cloacina_celery.chaos.checker import (
     FOREIGN,
     LEASE_RAN_OUT,
     LOST,
-    MESSAGE,
     NEEDLESS,
     PROCESSES,
     RAN_TWICE,
-    RUN,
     STUCK,
     TWICE,
     UNSTRUCK,
-    Recovery,
     check,
 )
 from cloacina_celery.chaos.faults import Done
 from cloacina_celery.chaos.history import Effect, Event, History, Line, Row
+from cloacina_celery.chaos.measure import MESSAGE, RUN, Recovery
 from cloacina_celery.chaos.plan import HOLDS_GIL, WITH_CALLBACK, Planned
 
 TENANT = "tenant_one"
