@@ -40,6 +40,9 @@ def test_it_passes_and_leaves_everything_else_as_it_was(
     shop.cloacina.tenants.create(tenant_name)
     with shop.cloacina.tenant(tenant_name):
         waiting = shop.add.delay(1, 2)
+    # Whoever sweeps this tenant finds the row stranded, rings again, and is found out.
+    with Connection(broker_url) as broker:
+        assert [one.execution_id for one in queues.take_all(broker, tenant_name)] == [waiting.id]
     done = processes.cli("cloacina", "verify", "--yes", *SHORT, timeout=PATIENCE)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
@@ -56,7 +59,7 @@ def test_it_passes_and_leaves_everything_else_as_it_was(
         cursor.execute(f'SELECT kind FROM "{tenant_name}".cloacina_events ORDER BY id')
         assert cursor.fetchall() == [("submitted",)]
     with Connection(broker_url) as broker:
-        assert [one.execution_id for one in queues.take_all(broker, tenant_name)] == [waiting.id]
+        assert queues.take_all(broker, tenant_name) == []
 
 
 def refusal(shop: ModuleType, *args: str, **options: Any) -> str:
