@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cloacina_celery.chaos.faults import Done
 from cloacina_celery.chaos.history import Event, History, Row
-from cloacina_celery.core.lifecycle import TERMINAL_STATES, Recover, after_loss
+from cloacina_celery.chaos.measure import Recovery, lost_messages, lost_runs
+from cloacina_celery.chaos.plan import HOLDS_GIL, WITH_CALLBACK
+from cloacina_celery.core.lifecycle import TERMINAL_STATES
 
 LOST = "lost"
 EFFECTS = "effects missing or doubled"
@@ -18,12 +20,36 @@ FOREIGN = "rows in a foreign tenant"
 STUCK = "stuck"
 BUDGET = "attempts nobody can account for"
 NEEDLESS = "rung again without a cause"
+UNSTRUCK = "runs lost without a cause"
+CALLBACKS = "callbacks lost"
+FAILED = "failed though nobody ordered it"
 PROCESSES = "processes that ended badly"
 
-FINDINGS = (LOST, EFFECTS, TWICE, RAN_TWICE, FOREIGN, STUCK, BUDGET, NEEDLESS, PROCESSES)
+FINDINGS = (
+    LOST,
+    EFFECTS,
+    TWICE,
+    RAN_TWICE,
+    FOREIGN,
+    STUCK,
+    BUDGET,
+    NEEDLESS,
+    UNSTRUCK,
+    CALLBACKS,
+    FAILED,
+    PROCESSES,
+)
 """What is counted, in the order in which it is printed; each has to be 0."""
 
-RUN, MESSAGE = "run", "message"
+FORGOTTEN = timedelta(seconds=2)
+"""How long before a crash of Postgres a claim may be whose commit it forgets: three rounds of its WAL writer, which
+take 0.6 s, on a machine that is busy."""
+
+AFTERMATH = timedelta(seconds=6)
+"""How long after its beginning a fault of the database may keep a worker from its heartbeat."""
+
+LEASE_RAN_OUT = "the lease ran out"
+"""How the reaper's reason begins for a run whose worker sent no heartbeat."""
 
 ENDS = frozenset({*TERMINAL_STATES, "retry_scheduled", "recovered", "released", "replaced"})
 """Events that end an attempt; each attempt has one of them."""
@@ -38,17 +64,6 @@ class Finding:
     what: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Recovery:
-    """How many seconds a lost run or message cost: until the next claim, beyond a delay that was wanted."""
-
-    seconds: float
-    execution_id: str
-    cause: str
-    what: str
-    """What was lost: a run or a message."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the history says."""
@@ -57,8 +72,10 @@ class Verdict:
     attempts: int
     states: Counter[str]
     recoveries: int
-    failures_by_faults: int
-    """Failures that nobody had ordered: a cut connection met the task's own statement, which counts as its failure."""
+    unordered_failures: int
+    """Failures that no order had asked for."""
+    repeated_by_crash: int
+    """Runs of an attempt whose claim a crash of Postgres had forgotten (decision 0007)."""
     recovered: list[Recovery]
     """The quickest first."""
     findings: list[Finding]
@@ -78,25 +95,26 @@ def check(history: History) -> Verdict:
     by_execution: dict[str, list[Event]] = defaultdict(list)
     for event in history.events:
         by_execution[event.execution_id].append(event)
+    ran_twice, repeated = _runs(history, by_execution)
     return Verdict(
         executions=len(history.rows),
         attempts=sum(event.kind == "claimed" for event in history.events),
         states=Counter(row.state for row in history.rows),
         recoveries=sum(event.kind == "recovered" for event in history.events),
-        failures_by_faults=sum(
-            max(row.failures - history.planned[row.id].order.get("failures", 0), 0)
-            for row in history.rows
-            if row.id in history.planned
-        ),
-        recovered=sorted([*_lost_runs(history, by_execution), *_lost_messages(history, by_execution)]),
+        unordered_failures=sum(_unordered(history, row) for row in history.rows),
+        repeated_by_crash=repeated,
+        recovered=sorted([*lost_runs(history, by_execution), *lost_messages(history, by_execution)]),
         findings=[
             *_lost_and_stuck(history),
             *_effects(history, by_execution),
             *_settlements(by_execution),
-            *_runs(history, by_execution),
+            *ran_twice,
             *_strangers(history),
             *_budgets(history.rows),
             *_needless(history),
+            *_unstruck(history, by_execution),
+            *_callbacks(history),
+            *_failed(history),
             *(Finding(kind=PROCESSES, execution_id=what, what=what) for what in history.ended_badly),
         ],
     )
@@ -161,24 +179,46 @@ def _settlements(events: dict[str, list[Event]]) -> list[Finding]:
     return found
 
 
-def _runs(history: History, events: dict[str, list[Event]]) -> list[Finding]:
-    found = []
-    runs = Counter((line.execution_id, line.attempt) for line in history.lines)
+def _runs(history: History, events: dict[str, list[Event]]) -> tuple[list[Finding], int]:
+    """Find attempts that ran twice or unclaimed; count apart those whose claim a crash of Postgres took back."""
+    found: list[Finding] = []
+    repeated = 0
+    runs: dict[tuple[str, int], list[datetime]] = defaultdict(list)
+    for line in history.lines:
+        runs[line.execution_id, line.attempt].append(line.at)
     claims = Counter(
         (id_, event.attempt) for id_, own in events.items() for event in own if event.kind == "claimed"
     )
-    for (id_, attempt), number in runs.items():
-        if number > 1:
-            what = f"attempt {attempt} ran {number} times"
-            found.append(Finding(kind=RAN_TWICE, execution_id=id_, what=what))
-        if not claims[id_, attempt]:
-            what = f"attempt {attempt} ran without a claim"
-            found.append(Finding(kind=RAN_TWICE, execution_id=id_, what=what))
+    for (id_, attempt), starts in runs.items():
+        starts.sort()
+        # The claim that lasts is that of the last run; each one before it needs a crash of its own.
+        lasting = starts[-1:] if claims[id_, attempt] else []
+        forgotten = starts[: len(starts) - len(lasting)]
+        crashes = [fault for fault in history.faults if fault.is_crash]
+        excused = []
+        for start, following in zip(forgotten, [*starts[1:], None], strict=False):
+            crash = next((one for one in crashes if _forgot(one, start, following)), None)
+            if crash is not None:
+                # It forgets one claim of an attempt: the next one comes after it.
+                crashes.remove(crash)
+                excused.append(start)
+        repeated += len(excused)
+        if excused == forgotten:
+            continue
+        what = f"ran {len(starts)} times" if len(starts) > 1 else "ran without a claim"
+        found.append(Finding(kind=RAN_TWICE, execution_id=id_, what=f"attempt {attempt} {what}"))
     for (id_, attempt), number in claims.items():
+        # Not even a crash makes two of them: it takes the event with the claim.
         if number > 1:
             what = f"attempt {attempt} was claimed {number} times"
             found.append(Finding(kind=RAN_TWICE, execution_id=id_, what=what))
-    return found
+    return found, repeated
+
+
+def _forgot(crash: Done, start: datetime, following: datetime | None) -> bool:
+    """Tell whether Postgres crashed right after a run's start, and before the next one of the same attempt."""
+    is_soon = crash.at - FORGOTTEN <= start <= (crash.until or crash.at)
+    return is_soon and (following is None or crash.at <= following)
 
 
 def _strangers(history: History) -> list[Finding]:
@@ -222,50 +262,47 @@ def _needless(history: History) -> list[Finding]:
     ]
 
 
-def _lost_runs(history: History, events: dict[str, list[Event]]) -> list[Recovery]:
-    """Measure from the fault that struck the worker of a lost run, or from the run's start, to the next claim."""
-    struck: dict[int, list[Done]] = defaultdict(list)
-    for fault in history.faults:
-        for pid in fault.pids:
-            struck[pid].append(fault)
+def _unstruck(history: History, events: dict[str, list[Event]]) -> list[Finding]:
+    """Find executions that held the GIL, and lost their lease although nothing else had happened to them."""
     found = []
-    for id_, own in events.items():
-        recoveries, claimed_at = 0, None
-        lost: tuple[datetime, float, str] | None = None
-        for event in own:
+    for id_, planned in history.planned.items():
+        if planned.kind != HOLDS_GIL:
+            continue
+        claimed_at: datetime | None = None
+        for event in events[id_]:
             if event.kind == "claimed":
-                if lost is not None:
-                    since, delay, cause = lost
-                    seconds = max((event.at - since).total_seconds() - delay, 0.0)
-                    found.append(Recovery(seconds, id_, cause, RUN))
-                lost, claimed_at = None, event.at
-            elif event.kind == "recovered" and claimed_at is not None:
-                pid = history.worker_pids.get(event.worker_id or 0, 0)
-                causes = [fault for fault in struck[pid] if claimed_at <= fault.at <= event.at]
-                decision = after_loss(recoveries=recoveries, max_recoveries=recoveries + 1)
-                assert isinstance(decision, Recover)
-                last = causes[-1] if causes else None
-                lost = (
-                    last.at if last else claimed_at,
-                    decision.delay,
-                    last.kind if last else "the start of the run",
-                )
-                recoveries += 1
+                claimed_at = event.at
+            if event.kind != "recovered" or not (event.reason or "").startswith(LEASE_RAN_OUT):
+                continue
+            pid = history.worker_pids.get(event.worker_id or 0, 0)
+            assert claimed_at is not None
+            if not any(
+                (pid in fault.pids or fault.is_total) and claimed_at - AFTERMATH <= fault.at <= event.at
+                for fault in history.faults
+            ):
+                found.append(Finding(kind=UNSTRUCK, execution_id=id_, what="lost its lease under a C call"))
     return found
 
 
-def _lost_messages(history: History, events: dict[str, list[Event]]) -> list[Recovery]:
-    """Measure from the loss of a message to the next claim of an execution that then still waited."""
-    found = []
-    for fault in history.faults:
-        for id_ in set(fault.lost_ids):
-            before = [event for event in events[id_] if event.at <= fault.at]
-            after = [event.at for event in events[id_] if event.at > fault.at and event.kind == "claimed"]
-            if before and before[-1].kind in ("submitted", "recovered", "released", "rung_again") and after:
-                found.append(Recovery((after[0] - fault.at).total_seconds(), id_, fault.kind, MESSAGE))
-    return found
+def _callbacks(history: History) -> list[Finding]:
+    return [
+        Finding(kind=CALLBACKS, execution_id=row.id, what="succeeded, and its plain callback was never sent")
+        for row in history.rows
+        if row.state == "succeeded"
+        and row.id in history.planned
+        and history.planned[row.id].kind == WITH_CALLBACK
+        and row.id not in history.callbacks
+    ]
 
 
-def percentile(ordered: list[float], percent: int) -> float:
-    """Return the value below which so many percent lie; 0 of nothing."""
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
+def _failed(history: History) -> list[Finding]:
+    return [
+        Finding(kind=FAILED, execution_id=row.id, what=f"has {row.failures} failures, {number} too many")
+        for row in history.rows
+        if (number := _unordered(history, row))
+    ]
+
+
+def _unordered(history: History, row: Row) -> int:
+    planned = history.planned.get(row.id)
+    return max(row.failures - planned.ordered_failures, 0) if planned else 0

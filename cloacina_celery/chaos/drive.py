@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,21 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import psycopg2
-from celery import chain
+from kombu import Connection
 from psycopg2 import extensions
 from rich.console import Console
-from sqlalchemy import make_url, text
-from sqlalchemy.exc import DBAPIError
 
-from cloacina_celery.chaos.faults import FAULTS, Done, Fault
+from cloacina_celery.chaos import queues
+from cloacina_celery.chaos.deck import FAULTS
+from cloacina_celery.chaos.faults import Done, Fault
 from cloacina_celery.chaos.fleet import Fleet, Member
+from cloacina_celery.chaos.ground import Ground
 from cloacina_celery.chaos.plan import Job, Plan
-from cloacina_celery.errors import DatabaseUnavailable
+from cloacina_celery.chaos.submit import Submissions, Unknown
+from cloacina_celery.errors import TransitionRefused
 
 TICK = 0.01
 PATIENCE = 90.0
@@ -33,9 +35,6 @@ PATIENCE = 90.0
 SUBMIT_UNTIL = 0.9
 """The share of a run in which new work is submitted."""
 
-GHOSTS = 0.3
-"""The share of transactions that are rolled back once before they are committed with another execution."""
-
 TABLES = """
     CREATE TABLE "{0}".chaos_effects (
         execution_id text NOT NULL, attempt integer NOT NULL, tenant text NOT NULL,
@@ -43,59 +42,50 @@ TABLES = """
     CREATE TABLE "{0}".chaos_orders (execution_id text PRIMARY KEY)
 """
 
-Unknown = (DatabaseUnavailable, DBAPIError)
-"""What a submission raises whose fate is not known; the same id makes trying again safe."""
-
-
-class RolledBack(Exception):
-    """The driver rolls its own transaction back."""
-
 
 @dataclass(slots=True, kw_only=True)
 class Run:
     """Everything that faults and the driver act on."""
 
-    module: Any
+    app: Any
+    """The Celery app of the run, in this process."""
+    ground: Ground
     plan: Plan
     fleet: Fleet
+    submissions: Submissions
     random: Random
-    database_url: str
-    lease_ttl: float
+    broker: Connection
+    """Straight to the broker, past its proxy."""
+    application: str
+    """The name that the run's own connections have in Postgres."""
+    plain_queue: str
     console: Console
-    servers_folder: Path | None = None
     faults: list[Done] = field(default_factory=list)
-    ghosts: list[tuple[str, str]] = field(default_factory=list)
-    unknown: int = 0
-    """Submissions whose answer was lost, and that were made again."""
+    callbacks: list[str] = field(default_factory=list)
+    """Executions whose plain callback was sent, once for each message."""
     calm_until: datetime | None = None
     """When the first fault struck: before that, nothing has an excuse."""
     _observer: extensions.connection | None = None
     _actions: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
+    _timers: list[threading.Timer] = field(default_factory=list)
     _numbers: Any = field(default_factory=count)
 
     @property
-    def app(self) -> Any:
-        """The Celery app of the run, in this process."""
-        return self.module.app
+    def cloacina(self) -> Any:
+        """The app's plugin."""
+        return self.app.cloacina
 
     @property
-    def cloacina(self) -> Any:
-        """Its plugin."""
-        return self.module.cloacina
+    def lease_ttl(self) -> float:
+        """Seconds of a lease."""
+        return float(self.cloacina.settings.lease_ttl)
 
     # What faults ask
-
-    def connect(self) -> extensions.connection:
-        """Open an autocommit connection of the driver's own, which no fault cuts."""
-        url = make_url(self.database_url).set(drivername="postgresql")
-        connection = psycopg2.connect(url.render_as_string(hide_password=False), application_name="chaos")
-        connection.autocommit = True
-        return connection
 
     def query(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a query beside the package."""
         if self._observer is None:
-            self._observer = self.connect()
+            self._observer = self.ground.connect()
         with self._observer.cursor() as cursor:
             cursor.execute(sql, params)
             return list(cursor.fetchall())
@@ -129,6 +119,25 @@ class Run:
         """Have the driver do something in so many seconds."""
         heapq.heappush(self._actions, (time.monotonic() + seconds, next(self._numbers), action))
 
+    def soon(self, seconds: float, action: Callable[[], object]) -> None:
+        """Have something done in so many seconds, by a thread: the driver itself may be waiting for it."""
+        timer = threading.Timer(seconds, action)
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+
+    def cancel(self, job: Job, cancel: Callable[[Any], object]) -> None:
+        """Cancel a job's execution, however often the database has to be asked."""
+        try:
+            with suppress(TransitionRefused):  # it was done, and the answer lost
+                cancel(job.steps[0].id)
+        except Unknown:
+            self.later(0.2, lambda: self.cancel(job, cancel))
+
+    def collect_callbacks(self) -> None:
+        """Take what was sent of plain callbacks."""
+        self.callbacks += [one.noted_id for one in queues.take_all(self.broker, self.plain_queue)]
+
     def burst(self, number: int) -> str:
         """Submit many of one tenant's next jobs at once; return the tenant."""
         tenant = self.random.choice(self.plan.tenants)
@@ -139,12 +148,20 @@ class Run:
             self.submit(job)
         return tenant
 
+    def count_connections(self) -> int:
+        """Count the package's connections to this database."""
+        (number,) = self.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
+            (self.application,),
+        )[0]
+        return int(number)
+
     def cut_connections(self, share: float) -> None:
         """Terminate a share of the package's backends in this database."""
         self.query(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name = 'cloacina_celery' AND random() < %s",
-            (share,),
+            " AND application_name = %s AND random() < %s",
+            (self.application, share),
         )
 
     def claimed_before(self, limit: int = 20) -> list[tuple[str, str, int, str]]:
@@ -162,7 +179,7 @@ class Run:
     def hold_lock(self, tenant: str, seconds: float) -> None:
         """Lock a tenant's executions for so long, from a thread of its own."""
         with suppress(psycopg2.Error):
-            connection = self.connect()
+            connection = self.ground.connect()
             with connection.cursor() as cursor:
                 cursor.execute(
                     f"BEGIN; SET lock_timeout = '3s'; LOCK TABLE \"{tenant}\".cloacina_executions; SELECT pg_sleep(%s)",
@@ -170,53 +187,9 @@ class Run:
                 )
             connection.close()
 
-    # Submitting
-
     def submit(self, job: Job) -> None:
         """Submit a job, however often the database has to be asked."""
-        self.plan.submitted.append(job)
-        is_ghostly = job.kind == "in a transaction" and self.random.random() < GHOSTS
-        while True:
-            try:
-                if is_ghostly:
-                    self._submit_ghost(job.tenant)
-                    is_ghostly = False
-                self._submit(job)
-                return
-            except Unknown:
-                self.unknown += 1
-                time.sleep(0.1)
-
-    def _submit(self, job: Job) -> None:
-        module = self.module
-        with module.cloacina.tenant(job.tenant):
-            if job.kind == "chain":
-                chain(*(module.work.si(step.order).set(task_id=step.id) for step in job.steps)).apply_async()
-                return
-            step = job.steps[0]
-            task = module.poison if job.kind == "poison" else module.work
-            if job.kind != "in a transaction":
-                task.apply_async((step.order,), task_id=step.id, countdown=job.countdown)
-                return
-            with module.cloacina.session() as session:
-                self._place_order(session, step.id)
-                task.apply_async((step.order,), task_id=step.id)
-                # Whoever rings before the commit is heard before there is a row.
-                time.sleep(0.03)
-
-    def _submit_ghost(self, tenant: str) -> None:
-        ghost = self.plan.job("ghost", tenant).steps[0]
-        self.ghosts.append((ghost.id, tenant))
-        with suppress(RolledBack), self.module.cloacina.session(tenant) as session:
-            self._place_order(session, ghost.id)
-            self.module.work.apply_async((ghost.order,), task_id=ghost.id)
-            raise RolledBack
-
-    @staticmethod
-    def _place_order(session: Any, execution_id: str) -> None:
-        session.execute(
-            text("INSERT INTO chaos_orders VALUES (:id) ON CONFLICT DO NOTHING"), {"id": execution_id}
-        )
+        self.submissions.submit(job)
 
     # The run
 
@@ -224,7 +197,7 @@ class Run:
         """Make the tenants and their tables."""
         for tenant in self.plan.tenants:
             self.cloacina.tenants.create(tenant)
-            connection = self.connect()
+            connection = self.ground.connect_as_package()
             with connection.cursor() as cursor:
                 cursor.execute(TABLES.format(tenant))
             connection.close()
@@ -262,8 +235,7 @@ class Run:
             fault
             for fault in FAULTS
             for _ in range(fault.weight)
-            if (wanted is None or fault.kind in wanted)
-            and (self.servers_folder is not None or not fault.needs_own_servers)
+            if (wanted is None or fault.kind in wanted) and fault.needs <= self.ground.abilities
         ]
         self.random.shuffle(deck)
         return deck
@@ -291,7 +263,7 @@ class Run:
             self.fleet.mend()
             states = self.states()
             ended = sum(n for state, n in states.items() if state not in ("pending", "running"))
-            if ended >= expected and not self._actions:
+            if ended >= expected and not self._actions and not any(one.is_alive() for one in self._timers):
                 return
             if ended != last:
                 last, moved_at = ended, time.monotonic()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cloacina_celery import devservers
 from cloacina_celery.chaos import queues
 from cloacina_celery.store.executions import Ring
 
@@ -35,6 +34,12 @@ class Done:
     detail: str
     pids: tuple[int, ...] = ()
     lost_ids: tuple[str, ...] = ()
+    is_total: bool = False
+    """Whether it may keep every worker from the database."""
+    is_crash: bool = False
+    """Whether Postgres may have forgotten the last moments' claims."""
+    until: datetime | None = None
+    """When it was over, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,8 @@ class Fault:
     kind: str
     strike: Callable[[Run], Done | None]
     weight: int = 2
-    needs_own_servers: bool = False
+    needs: frozenset[str] = frozenset()
+    """What the run's ground has to have for it."""
 
 
 def kill_child(run: Run) -> Done | None:
@@ -54,10 +60,10 @@ def kill_child(run: Run) -> Done | None:
     if worker is None or not children:
         return None
     child = run.random.choice(children)
-    done = _done(run, "kill -9 of a child", f"{child} of {worker.name}", worker)
+    struck = done(run, "kill -9 of a child", f"{child} of {worker.name}", worker)
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    return done
+    return struck
 
 
 def kill_main(run: Run) -> Done | None:
@@ -65,9 +71,9 @@ def kill_main(run: Run) -> Done | None:
     worker = run.any_worker()
     if worker is None:
         return None
-    done = _done(run, "kill -9 of a worker", worker.name, worker)
+    struck = done(run, "kill -9 of a worker", worker.name, worker)
     worker.send(signal.SIGKILL)
-    return done
+    return struck
 
 
 def kill_machine(run: Run) -> Done | None:
@@ -75,9 +81,9 @@ def kill_machine(run: Run) -> Done | None:
     worker = run.any_worker()
     if worker is None:
         return None
-    done = _done(run, "power loss of a worker", worker.name, worker)
+    struck = done(run, "power loss of a worker", worker.name, worker)
     worker.send(signal.SIGKILL, whole=True)
-    return done
+    return struck
 
 
 def freeze(run: Run) -> Done | None:
@@ -86,7 +92,7 @@ def freeze(run: Run) -> Done | None:
     if worker is None or any(one.is_frozen for one in run.fleet.workers):
         return None
     seconds = run.lease_ttl * run.random.uniform(1.3, 1.8)
-    done = _done(run, "freeze past the lease", f"{worker.name} for {seconds:.1f} s", worker)
+    struck = done(run, "freeze past the lease", f"{worker.name} for {seconds:.1f} s", worker)
     worker.is_frozen = True
     worker.send(signal.SIGSTOP, whole=True)
 
@@ -95,15 +101,15 @@ def freeze(run: Run) -> Done | None:
         worker.is_frozen = False
 
     run.later(seconds, thaw)
-    return done
+    return struck
 
 
 def cut_connections(run: Run) -> Done | None:
     """Terminate some or all of the package's backends in this run's database."""
     share = run.random.choice((0.3, 1.0))
-    done = _done(run, "database connections cut", f"{share:.0%} of them")
+    struck = done(run, "database connections cut", f"{share:.0%} of them", is_total=True)
     run.cut_connections(share)
-    return done
+    return struck
 
 
 def lose_some(run: Run) -> Done | None:
@@ -120,14 +126,14 @@ def lose_some(run: Run) -> Done | None:
         return 0
 
     at = run.now()
-    queues.meddle(run.app, tenant, copies)
+    queues.meddle(run.broker, tenant, copies)
     return _lost(at, "one message in ten lost", tenant, taken)
 
 
 def lose_queue(run: Run) -> Done | None:
     """Empty a tenant's queue."""
     tenant, at = run.burst(BURST), run.now()
-    taken = queues.meddle(run.app, tenant, lambda _: 0)
+    taken = queues.meddle(run.broker, tenant, lambda _: 0)
     return _lost(at, "queue emptied", tenant, [one.execution_id for one in taken])
 
 
@@ -136,7 +142,7 @@ def lose_all_queues(run: Run) -> Done | None:
     run.burst(BURST)
     at = run.now()
     taken = [
-        one.execution_id for name in run.plan.tenants for one in queues.meddle(run.app, name, lambda _: 0)
+        one.execution_id for name in run.plan.tenants for one in queues.meddle(run.broker, name, lambda _: 0)
     ]
     return _lost(at, "all queues emptied", "all tenants", taken)
 
@@ -144,12 +150,12 @@ def lose_all_queues(run: Run) -> Done | None:
 def repeat(run: Run) -> Done | None:
     """Have each message of a queue delivered three times, and keep copies to deliver once more, late."""
     tenant = run.burst(BURST)
-    taken = queues.meddle(run.app, tenant, lambda _: 3)
+    taken = queues.meddle(run.broker, tenant, lambda _: 3)
     run.random.shuffle(taken)
     if not taken:
         return None
-    run.later(run.lease_ttl * run.random.uniform(0.3, 1.0), lambda: queues.put(run.app, taken))
-    return _done(run, "messages repeated", f"{len(taken)} of {tenant}")
+    run.later(run.lease_ttl * run.random.uniform(0.3, 1.0), lambda: queues.put(run.broker, taken))
+    return done(run, "messages repeated", f"{len(taken)} of {tenant}")
 
 
 def ring_for_old_attempts(run: Run) -> Done | None:
@@ -163,7 +169,7 @@ def ring_for_old_attempts(run: Run) -> Done | None:
     if not rings:
         return None
     run.cloacina.parts.publisher.publish_rings(rings)
-    return _done(run, "messages of old attempts", f"{len(rings)}")
+    return done(run, "messages of old attempts", f"{len(rings)}")
 
 
 def shut_down_warmly(run: Run) -> Done | None:
@@ -172,7 +178,7 @@ def shut_down_warmly(run: Run) -> Done | None:
     if worker is None:
         return None
     run.fleet.send_away(worker, signal.SIGTERM)
-    return _done(run, "SIGTERM and replacement", worker.name)
+    return done(run, "SIGTERM and replacement", worker.name)
 
 
 def shut_down_coldly(run: Run) -> Done | None:
@@ -180,9 +186,19 @@ def shut_down_coldly(run: Run) -> Done | None:
     worker = run.any_worker()
     if worker is None:
         return None
-    done = _done(run, "SIGQUIT and replacement", worker.name, worker)
+    struck = done(run, "SIGQUIT and replacement", worker.name, worker)
     run.fleet.send_away(worker, signal.SIGQUIT)
-    return done
+    return struck
+
+
+def recycle_children(run: Run) -> Done | None:
+    """Replace a worker by one whose children end after a few tasks each."""
+    worker = run.any_worker()
+    if worker is None:
+        return None
+    run.fleet.send_away(worker, signal.SIGTERM)
+    replacement = run.fleet.add_worker("--max-tasks-per-child", str(run.random.randint(1, 5)))
+    return done(run, "children recycled", f"{replacement.name} for {worker.name}")
 
 
 def restart_beat(run: Run) -> Done | None:
@@ -194,15 +210,7 @@ def restart_beat(run: Run) -> Done | None:
     run.fleet.beats.remove(beat)
     run.fleet.leaving.append(beat)
     beat.leave(number)
-    return _done(run, "restart of beat", f"{beat.name} by {number.name}")
-
-
-def die_while_running(run: Run) -> Done | None:
-    """Submit executions whose first run kills its process: right after the claim, or after its effect."""
-    ways = [run.random.choice(("claimed", "written", "main")) for _ in range(3)]
-    for way in ways:
-        run.submit(run.plan.job("doomed", run.random.choice(run.plan.tenants), dies=way))
-    return _done(run, "SIGKILL by the task itself", ", ".join(ways))
+    return done(run, "restart of beat", f"{beat.name} by {number.name}")
 
 
 def lock_tenant(run: Run) -> Done | None:
@@ -210,40 +218,13 @@ def lock_tenant(run: Run) -> Done | None:
     tenant = run.random.choice(run.plan.tenants)
     # In a thread, since the driver itself may have to wait for this lock.
     threading.Thread(target=run.hold_lock, args=(tenant, LOCKED_FOR), daemon=True).start()
-    return _done(run, "tenant locked", f"{tenant} for {LOCKED_FOR:g} s")
+    return done(run, "tenant locked", f"{tenant} for {LOCKED_FOR:g} s", is_total=True)
 
 
-def restart_servers(run: Run) -> Done | None:
-    """Restart Postgres and Redis."""
-    done = _done(run, "restart of both servers", "")
-    devservers.stop(run.servers_folder)
-    devservers.start(run.servers_folder)
-    run.reconnect()
-    return done
-
-
-FAULTS = [
-    Fault(kind="kill -9 of a child", strike=kill_child, weight=3),
-    Fault(kind="kill -9 of a worker", strike=kill_main, weight=3),
-    Fault(kind="power loss of a worker", strike=kill_machine, weight=2),
-    Fault(kind="freeze past the lease", strike=freeze, weight=4),
-    Fault(kind="database connections cut", strike=cut_connections, weight=3),
-    Fault(kind="one message in ten lost", strike=lose_some),
-    Fault(kind="queue emptied", strike=lose_queue),
-    Fault(kind="all queues emptied", strike=lose_all_queues, weight=1),
-    Fault(kind="messages repeated", strike=repeat, weight=3),
-    Fault(kind="messages of old attempts", strike=ring_for_old_attempts),
-    Fault(kind="SIGTERM and replacement", strike=shut_down_warmly),
-    Fault(kind="SIGQUIT and replacement", strike=shut_down_coldly),
-    Fault(kind="restart of beat", strike=restart_beat, weight=1),
-    Fault(kind="SIGKILL by the task itself", strike=die_while_running, weight=3),
-    Fault(kind="tenant locked", strike=lock_tenant, weight=1),
-    Fault(kind="restart of both servers", strike=restart_servers, weight=1, needs_own_servers=True),
-]
-
-
-def _done(run: Run, kind: str, detail: str, *workers: Member) -> Done:
-    return Done(kind=kind, at=run.now(), detail=detail, pids=tuple(worker.pid for worker in workers))
+def done(run: Run, kind: str, detail: str, *workers: Member, is_total: bool = False) -> Done:
+    """Note a fault that strikes now."""
+    pids = tuple(worker.pid for worker in workers)
+    return Done(kind=kind, at=run.now(), detail=detail, pids=pids, is_total=is_total)
 
 
 def _lost(at: datetime, kind: str, where: str, ids: list[str]) -> Done | None:

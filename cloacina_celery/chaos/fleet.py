@@ -18,6 +18,8 @@ LEAVE_PATIENCE = 30.0
 """Seconds that a worker may take for a shutdown that was asked for."""
 
 KILLED = -signal.SIGKILL
+UNAVAILABLE = 69
+"""The exit code of a worker that could not start because the database did not answer; it wants to be started again."""
 
 
 class Member:
@@ -25,6 +27,8 @@ class Member:
 
     def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
+        self.nodename = ""
+        """What a worker is called in Celery's remote control."""
         self.log = log
         self.is_frozen = False
         self.leaves_until: float | None = None
@@ -70,7 +74,7 @@ class Member:
         self.send(number)
 
     def dump_stacks(self) -> None:
-        """Have each process write what it is doing to the log (see `cloacina_celery.chaos.app`)."""
+        """Have each process write what it is doing to the log (see `cloacina_celery.chaos.tasks`)."""
         for pid in [self.pid, *self.children()]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
@@ -86,9 +90,17 @@ class Fleet:
     """Keep so many workers and two beats running, whatever happens to them."""
 
     def __init__(
-        self, app: str, tenants: Sequence[str], workers: int, environment: Mapping[str, str], folder: Path
+        self,
+        app: str,
+        tenants: Sequence[str],
+        workers: int,
+        *,
+        mark: str,
+        environment: Mapping[str, str],
+        folder: Path,
     ) -> None:
         self._app = app
+        self._mark = mark
         self._tenants = tenants
         self._wanted = workers
         self._environment = dict(environment)
@@ -107,21 +119,36 @@ class Fleet:
         while len(self.beats) < 2:
             self.add_beat()
 
-    def add_worker(self) -> Member:
+    def add_worker(self, *options: str) -> Member:
         """Start one worker of all tenants."""
         name = f"worker{next(self._numbers)}"
-        arguments = ["worker", "-Q", ",".join(self._tenants), "-c", "2", "-n", f"{name}@chaos", "-l", "INFO"]
-        self.workers.append(
-            self._start(name, [*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
-        )
-        return self.workers[-1]
+        nodename = f"{name}@{self._mark}"
+        arguments = ["worker", "-Q", ",".join(self._tenants), "-P", "prefork", "-c", "2", "-n", nodename]
+        quiet = ["-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        worker = self._start(name, [*arguments, *quiet, *options])
+        worker.nodename = nodename
+        self.workers.append(worker)
+        return worker
 
     def add_beat(self) -> Member:
         """Start one beat."""
         name = f"beat{next(self._numbers)}"
         place = self._folder / name
         self.beats.append(
-            self._start(name, ["beat", "-s", f"{place}.schedule", "--pidfile", f"{place}.pid", "-l", "INFO"])
+            self._start(
+                name,
+                [
+                    "beat",
+                    "-S",
+                    "celery.beat:PersistentScheduler",
+                    "-s",
+                    f"{place}.schedule",
+                    "--pidfile",
+                    f"{place}.pid",
+                    "-l",
+                    "INFO",
+                ],
+            )
         )
         return self.beats[-1]
 
@@ -177,7 +204,7 @@ class Fleet:
                     self.ended_badly.append(
                         f"{member.name} did not end {LEAVE_PATIENCE:.0f} s after it was told"
                     )
-                elif member.leaves_until is None and code != KILLED:
+                elif member.leaves_until is None and code not in (KILLED, UNAVAILABLE):
                     self.ended_badly.append(f"{member.name} ended by itself, with exit code {code}")
                 group.remove(member)
                 member.end()

@@ -78,6 +78,8 @@ class History:
     """Tenant and id of the executions that were submitted in a transaction that committed."""
     ghosts: list[tuple[str, str]] = field(default_factory=list)
     """Id and tenant of those whose transaction was rolled back."""
+    callbacks: frozenset[str] = frozenset()
+    """Executions whose plain callback was sent."""
     faults: list[Done] = field(default_factory=list)
     worker_pids: dict[int, int] = field(default_factory=dict)
     ended_badly: list[str] = field(default_factory=list)
@@ -87,8 +89,8 @@ class History:
     def read(cls, run: Run, outside: Path) -> History:
         """Read the history of a run that is over."""
         history = cls(
-            planned=run.plan.planned, ghosts=run.ghosts, faults=run.faults, calm_until=run.calm_until,
-            ended_badly=run.fleet.ended_badly,
+            planned=run.plan.planned, ghosts=run.submissions.ghosts, faults=run.faults,
+            calm_until=run.calm_until, ended_badly=run.fleet.ended_badly, callbacks=frozenset(run.callbacks),
         )  # fmt: skip
         for tenant in run.plan.tenants:
             history._read_tenant(run, tenant)

@@ -7,8 +7,19 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+WITH_CALLBACK, HOLDS_GIL = "with a callback", "holds the GIL"
+"""Kinds that the checker knows."""
+
 CHAIN_LENGTH = 3
-SHARES = {"plain": 60, "long": 4, "retried": 12, "delayed": 10, "chain": 6, "in a transaction": 8}
+SHARES = {
+    "plain": 60,
+    "long": 4,
+    "retried": 12,
+    "delayed": 10,
+    "chain": 6,
+    "in a transaction": 8,
+    WITH_CALLBACK: 5,
+}
 """How often each kind is drawn; a chain counts as one draw of `CHAIN_LENGTH` executions."""
 
 POISONED = 400
@@ -25,6 +36,11 @@ class Planned:
     order: dict[str, Any]
     expected: str = "succeeded"
 
+    @property
+    def ordered_failures(self) -> int:
+        """How often it may fail by its order."""
+        return int(self.order.get("failures", 0)) + bool(self.order.get("hangs"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -33,7 +49,8 @@ class Job:
     kind: str
     tenant: str
     steps: tuple[Planned, ...]
-    countdown: float | None = None
+    options: dict[str, float] = field(default_factory=dict)
+    """What ``apply_async`` is given with it: a countdown, a time limit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +79,22 @@ class Plan:
             count += len(job.steps)
         return plan
 
-    def job(self, kind: str, tenant: str, *, dies: str | None = None) -> Job:
-        """Draw one job of a kind."""
+    def job(
+        self,
+        kind: str,
+        tenant: str,
+        *,
+        expected: str | None = None,
+        options: dict[str, float] | None = None,
+        **order: Any,
+    ) -> Job:
+        """Draw one job of a kind.
+
+        Args:
+            expected: the state that it has to end in, if not that of its kind.
+            options: what ``apply_async`` is given with it.
+            order: what its order says otherwise than one of its kind does.
+        """
         random = self.random
         steps = tuple(
             Planned(
@@ -75,15 +106,20 @@ class Plan:
                     "before": random.uniform(2.0, 5.0) if kind == "long" else random.uniform(0.0, 0.05),
                     "after": random.uniform(0.0, 0.05),
                     "failures": random.randint(1, 3) if kind == "retried" else 0,
-                    "dies": "claimed" if kind == "poison" else dies,
+                    "dies": "claimed" if kind == "poison" else None,
                     "is_poison": kind == "poison",
+                    "holds_gil": 0.0,
+                    "hangs": False,
+                    "is_cancelled": False,
+                    **order,
                 },
-                expected="abandoned" if kind == "poison" else "succeeded",
+                expected=expected or ("abandoned" if kind == "poison" else "succeeded"),
             )
             for _ in range(CHAIN_LENGTH if kind == "chain" else 1)
         )
-        countdown = random.uniform(0.5, 5.0) if kind == "delayed" else None
-        return Job(kind=kind, tenant=tenant, steps=steps, countdown=countdown)
+        if kind == "delayed":
+            options = {"countdown": random.uniform(0.5, 5.0)}
+        return Job(kind=kind, tenant=tenant, steps=steps, options=options or {})
 
     def take(self, tenant: str | None = None, kinds: tuple[str, ...] | None = None) -> Job | None:
         """Take the next job that waits, of this tenant and of these kinds if they are given."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kombu import Producer, Queue
+from kombu import Connection, Producer, Queue
 
 BATCH = 500
 """How many waiting messages one fault looks at; a longer queue keeps the rest as it is."""
@@ -28,10 +29,16 @@ class Taken:
         """The execution that it rings for."""
         return str(self.headers.get("id"))
 
+    @property
+    def noted_id(self) -> str:
+        """The execution that a message of `chaos.tasks.NOTE` follows."""
+        (execution_id,), _kwargs, _embed = json.loads(self.body)
+        return str(execution_id)
 
-def meddle(app: Any, queue: str, copies: Callable[[Taken], int]) -> list[Taken]:
+
+def meddle(broker: Connection, queue: str, copies: Callable[[Taken], int]) -> list[Taken]:
     """Take the waiting messages out of a queue, put back as many copies of each as asked, and return all."""
-    with app.connection_for_write() as connection:
+    with broker.clone() as connection:
         channel = connection.default_channel
         taken: list[Taken] = []
         try:
@@ -43,24 +50,32 @@ def meddle(app: Any, queue: str, copies: Callable[[Taken], int]) -> list[Taken]:
     return taken
 
 
-def put(app: Any, messages: Sequence[Taken]) -> None:
+def take_all(broker: Connection, queue: str) -> list[Taken]:
+    """Take all messages out of a queue; none where there is no such queue."""
+    found: list[Taken] = []
+    while len(batch := meddle(broker, queue, lambda _: 0)) == BATCH:
+        found += batch
+    return found + batch
+
+
+def put(broker: Connection, messages: Sequence[Taken]) -> None:
     """Send messages, as they once were."""
-    with app.connection_for_write() as connection:
+    with broker.clone() as connection:
         _put(connection.default_channel, messages)
 
 
-def depth(app: Any, queue: str) -> int:
+def depth(broker: Connection, queue: str) -> int:
     """Count the messages that wait."""
-    with app.connection_for_write() as connection:
+    with broker.clone() as connection:
         try:
             return int(connection.default_channel.queue_declare(queue=queue, passive=True).message_count)
         except connection.channel_errors:
             return 0
 
 
-def delete(app: Any, queues: Sequence[str]) -> None:
+def delete(broker: Connection, queues: Sequence[str]) -> None:
     """Delete queues with all that is in them."""
-    with app.connection_for_write() as connection:
+    with broker.clone() as connection:
         for name in queues:
             Queue(name, channel=connection.default_channel).delete()
 

@@ -8,6 +8,7 @@ from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.overview import status, sweep
 from cloacina_celery.cli.schemas import schema
 from cloacina_celery.cli.tenants import tenant
+from cloacina_celery.cli.verify import verify
 
 __all__ = ["cloacina"]
 
@@ -17,5 +18,5 @@ def cloacina() -> None:
     """Durable tasks of many tenants: look at them and act on them."""
 
 
-for command in (tenant, schema, execution, sweep, status):
+for command in (tenant, schema, execution, sweep, status, verify):
     cloacina.add_command(command)

@@ -21,8 +21,10 @@ WIDE = 200
 """Columns of a table that goes into a pipe: there is no screen to fit, and an id cut short is of no use."""
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+def console(*, to_stderr: bool = False) -> Console:
+    """Make the console that people read."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else WIDE, highlight=False)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +58,7 @@ def print_rows(as_json: bool, rows: Sequence[dict[str, Any]], columns: Iterable[
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
-    _console().print(table)
+    console().print(table)
 
 
 @contextmanager

@@ -63,6 +63,11 @@ class Kernel:
         """Take the app."""
         self._app = app
 
+    def override(self, settings: dict[str, Any]) -> None:
+        """Have settings win over the app's own from now on; the database is opened anew with them."""
+        self._overrides = {**self._overrides, **settings}
+        self._settings, self._database = None, None
+
     @property
     def settings(self) -> Settings:
         """The validated settings, read at first use.

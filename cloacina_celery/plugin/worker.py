@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
-from cloacina_celery.errors import CloacinaError, SettingsError
+from cloacina_celery.errors import CloacinaError, DatabaseUnavailable, SettingsError
 from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import ReservedMessages, held_attempts
 from cloacina_celery.runtime.keeper import Keeper, worker_name
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
     from cloacina_celery.plugin.parts import Parts
 
-EX_CONFIG = 78
-"""The exit code of a worker that refuses to start (sysexits.h)."""
+EX_CONFIG, EX_UNAVAILABLE = 78, 69
+"""The exit codes of a worker that refuses to start, and of one whose database does not answer (sysexits.h)."""
 
 CHILD_CHECK_INTERVAL = 0.2
 """Seconds between two looks for dead children of the pool."""
@@ -55,7 +55,10 @@ class KeeperStep(bootsteps.StartStopStep):
         except CloacinaError as error:
             logger.critical("cannot start: %s", error)
             print(f"cloacina: cannot start: {error}", file=sys.stderr)
-            raise SystemExit(EX_CONFIG) from None
+            # To be started again is of use after the one and not after the other: supervisors can tell them apart.
+            raise SystemExit(
+                EX_UNAVAILABLE if isinstance(error, DatabaseUnavailable) else EX_CONFIG
+            ) from None
         queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         kernel.boards[keeper.worker_id] = keeper.board

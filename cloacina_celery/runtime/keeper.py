@@ -58,8 +58,10 @@ class Keeper:
         self._stopping = False
         self._wants_sweep = False
         self.name = name
+        # Kept for the log: to ask the database once more would end a worker whose database goes away at its start.
+        self._registered_for = list(duties.tenants())
         with database.statement() as cursor:
-            self.worker_id = workers.register(cursor, name=name, tenants=list(duties.tenants()))
+            self.worker_id = workers.register(cursor, name=name, tenants=self._registered_for)
         self._leases = LeaseHolder(database, settings, worker_id=self.worker_id, duties=duties)
 
     @property
@@ -71,7 +73,7 @@ class Keeper:
         """Take the liveness lock and start both threads."""
         self._leases.start()
         self._thread.start()
-        log("worker.registered", worker_id=self.worker_id, tenants=", ".join(self._tenants()))
+        log("worker.registered", worker_id=self.worker_id, tenants=", ".join(self._registered_for))
 
     def ask(self, work: Callable[[], object]) -> None:
         """Have the keeper's thread do ``work`` next; it is tried again until the database takes it."""

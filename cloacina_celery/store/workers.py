@@ -184,5 +184,10 @@ def lock_dead(cursor: Cursor, worker_id: int) -> bool:
     return cursor.fetchone() is not None
 
 
+def forget_all_of(cursor: Cursor, tenants: Sequence[str]) -> None:
+    """Delete the entries of the workers that served these tenants and no others."""
+    cursor.execute("DELETE FROM cloacina.workers WHERE tenants <@ %s", (list(tenants),))
+
+
 def _lock_key(worker_id: int) -> int:
     return worker_id & 0x7FFFFFFF

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from cloacina_celery.chaos.checker import (
     BUDGET,
+    CALLBACKS,
     EFFECTS,
+    FAILED,
     FOREIGN,
+    LEASE_RAN_OUT,
     LOST,
-    MESSAGE,
     NEEDLESS,
     PROCESSES,
     RAN_TWICE,
-    RUN,
     STUCK,
     TWICE,
-    Recovery,
+    UNSTRUCK,
     check,
 )
 from cloacina_celery.chaos.faults import Done
 from cloacina_celery.chaos.history import Effect, Event, History, Line, Row
-from cloacina_celery.chaos.plan import Planned
+from cloacina_celery.chaos.measure import MESSAGE, RUN, Recovery
+from cloacina_celery.chaos.plan import HOLDS_GIL, WITH_CALLBACK, Planned
 
 TENANT = "tenant_one"
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
@@ -95,7 +98,7 @@ def test_an_end_that_was_not_expected(history: History) -> None:
     history.rows = [replace(history.rows[0], state="failed", failures=1)]
     history.events[-1] = event("failed", 2, 7)
     history.effects = []
-    assert kinds(history) == {LOST}
+    assert kinds(history) == {LOST, FAILED}
 
 
 def test_an_order_without_its_execution(history: History) -> None:
@@ -183,11 +186,101 @@ def test_a_process_that_ended_by_itself(history: History) -> None:
     assert kinds(history) == {PROCESSES}
 
 
-def test_failures_beyond_the_ordered_ones_are_counted_and_no_finding(history: History) -> None:
+def failed_once(history: History) -> History:
+    """The same with a failure between."""
     history.rows = [replace(history.rows[0], attempt=3, failures=1)]
     history.events[-1:] = [event("retry_scheduled", 2, 7), event("claimed", 3, 8), event("succeeded", 3, 9)]
     history.effects = [replace(history.effects[0], attempt=3)]
     history.lines.append(line(3))
+    return history
+
+
+def test_a_failure_that_nobody_ordered(history: History) -> None:
+    assert kinds(failed_once(history)) == {FAILED}
+
+
+@pytest.mark.parametrize("order", [{"failures": 1}, {"hangs": True}])
+def test_a_failure_that_was_ordered(history: History, order: dict[str, Any]) -> None:
+    history.planned["a"] = replace(history.planned["a"], order=order)
+    assert check(failed_once(history)).is_clean
+
+
+def test_a_message_lost_twice_before_its_claim_is_one_recovery_from_the_last_loss(history: History) -> None:
+    history.faults = [
+        Done(kind="queue emptied", at=at(0.2), detail="", lost_ids=("a",)),
+        Done(kind="one message in ten lost", at=at(0.75), detail="", lost_ids=("a",)),
+    ]
+    lost = [one for one in check(history).recovered if one.what == MESSAGE]
+    assert lost == [Recovery(0.25, "a", "one message in ten lost", MESSAGE)]
+
+
+def test_messages_lost_before_two_claims_are_two_recoveries(history: History) -> None:
+    history.faults = [
+        Done(kind="queue emptied", at=at(0.5), detail="", lost_ids=("a",)),
+        Done(kind="queue emptied", at=at(5.75), detail="", lost_ids=("a",)),
+    ]
+    assert [one.seconds for one in check(history).recovered if one.what == MESSAGE] == [0.25, 0.5]
+
+
+def test_the_loss_of_a_message_that_had_been_claimed_costs_nothing(history: History) -> None:
+    history.faults = [Done(kind="queue emptied", at=at(2), detail="", lost_ids=("a",))]
+    assert not [one for one in check(history).recovered if one.what == MESSAGE]
+
+
+def crash(seconds: float) -> Done:
+    """A crash of Postgres that took half a second."""
+    return Done(
+        kind="crash of Postgres", at=at(seconds), until=at(seconds + 0.5), detail="", is_crash=True,
+        is_total=True,
+    )  # fmt: skip
+
+
+def test_a_claim_that_a_crash_of_postgres_forgot_is_counted_apart(history: History) -> None:
+    history.lines = [replace(line(1), at=at(0.5)), line(1), line(2)]
+    history.faults = [crash(0.7)]
     verdict = check(history)
     assert verdict.is_clean
-    assert verdict.failures_by_faults == 1
+    assert verdict.repeated_by_crash == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "crashed"),
+    [
+        pytest.param(0.5, 0.6, 0.7, id="before the crash both"),
+        pytest.param(1.3, 1.4, 0.7, id="after the crash both"),
+        pytest.param(0.5, 9.0, 5.0, id="long before the crash"),
+    ],
+)
+def test_a_crash_excuses_no_other_second_run(
+    history: History, first: float, second: float, crashed: float
+) -> None:
+    history.lines = [replace(line(1), at=at(first)), replace(line(1), at=at(second)), line(2)]
+    history.faults = [crash(crashed)]
+    assert kinds(history) == {RAN_TWICE}
+
+
+def test_a_crash_excuses_one_second_run_and_not_two(history: History) -> None:
+    history.lines = [replace(line(1), at=at(0.5)), line(1), replace(line(1), at=at(1.5)), line(2)]
+    history.faults = [crash(0.7)]
+    assert kinds(history) == {RAN_TWICE}
+
+
+def test_a_crash_excuses_no_second_claim(history: History) -> None:
+    history.events.insert(2, event("claimed", 1, 2))
+    history.faults = [crash(1.5)]
+    assert kinds(history) == {RAN_TWICE}
+
+
+def test_a_lease_that_was_lost_under_a_c_call(history: History) -> None:
+    history.planned["a"] = replace(history.planned["a"], kind=HOLDS_GIL)
+    history.events[2] = replace(history.events[2], reason=f"{LEASE_RAN_OUT}: its worker hung")
+    assert check(history).is_clean, "its worker was struck"
+    history.faults = []
+    assert kinds(history) == {UNSTRUCK}
+
+
+def test_a_plain_callback_that_was_never_sent(history: History) -> None:
+    history.planned["a"] = replace(history.planned["a"], kind=WITH_CALLBACK)
+    assert kinds(history) == {CALLBACKS}
+    history.callbacks = frozenset({"a"})
+    assert check(history).is_clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloacina_celery.chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app
 from cloacina_celery.store import executions
 from tests.chaos.mutants.races import CLAIM_PAUSE, replaced
 
@@ -31,4 +31,4 @@ def look_then_write(cursor: Any, tenant: str, execution_id: str, **options: Any)
 
 executions.claim = look_then_write
 
-__all__ = ["app", "cloacina", "poison", "work"]
+__all__ = ["app"]

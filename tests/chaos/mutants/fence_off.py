@@ -1,6 +1,9 @@
-"""Settling without a fence: a zombie's settlement, and its effects with it, are taken."""
+"""Settling without a fence: a zombie does not ask whether it still holds its execution, and its settlement is taken."""
 
-from cloacina_celery.chaos.app import app, cloacina, poison, work
+from typing import Any
+
+from cloacina_celery.chaos.app import app
+from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.store import executions
 from tests.chaos.mutants.races import replaced
 
@@ -9,4 +12,13 @@ executions._SUCCEED = replaced(
     ("WHERE id = $1::text AND attempt = $2::int AND state = 'running'", "WHERE id = $1::text"),
 )
 
-__all__ = ["app", "cloacina", "poison", "work"]
+
+def is_held(*_: Any) -> bool:
+    """Hold every execution, whoever else does."""
+    return True
+
+
+executions.is_held = is_held
+Attempt.is_trusted = property(lambda _: True)  # type: ignore[assignment,method-assign]
+
+__all__ = ["app"]

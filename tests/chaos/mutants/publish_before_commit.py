@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloacina_celery.chaos.app import app, cloacina, poison, work
+from cloacina_celery.chaos.app import app
 from cloacina_celery.runtime.units import Action, CursorUnit, SessionUnit
 
 
@@ -14,4 +14,4 @@ def at_once(_unit: object, action: Action) -> None:
 CursorUnit.after_commit = at_once  # type: ignore[method-assign]
 SessionUnit.after_commit = at_once  # type: ignore[method-assign]
 
-__all__ = ["app", "cloacina", "poison", "work"]
+__all__ = ["app"]
