@@ -64,7 +64,7 @@ class Runner:
         self.app: Celery = app if app is not None else current_app._get_current_object()
         self.tenant = schema
         self.cloacina = _plugin_of(self.app, database_url)
-        self.cloacina.tenants.create(schema, legacy=schema == LEGACY_TENANT)
+        self.cloacina.tenants.open(schema, legacy=schema == LEGACY_TENANT)
         self.app.finalize()
         self.app.loader.import_default_modules()
         settings = dataclasses.replace(self.cloacina.settings, enable_recovery=enable_recovery)

@@ -7,6 +7,7 @@ import click
 from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.overview import status, sweep
 from cloacina_celery.cli.schemas import schema
+from cloacina_celery.cli.tenant_moves import tenant_adopt, tenant_rename
 from cloacina_celery.cli.tenants import tenant
 
 __all__ = ["cloacina"]
@@ -16,6 +17,9 @@ __all__ = ["cloacina"]
 def cloacina() -> None:
     """Durable tasks of many tenants: look at them and act on them."""
 
+
+for command in (tenant_rename, tenant_adopt):
+    tenant.add_command(command)
 
 for command in (tenant, schema, execution, sweep, status):
     cloacina.add_command(command)

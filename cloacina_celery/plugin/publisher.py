@@ -99,7 +99,8 @@ class Publisher:
 
     def _send_ring(self, producer: Any, ring: Ring) -> None:
         envelope = Envelope.load(ring.message)
-        headers = envelope.ringing_for(ring.tenant, ring.attempt, ring.failures)
+        epoch = self._kernel.tenants.epoch_of(ring.tenant)
+        headers = envelope.ringing_for(ring.tenant, epoch, ring.attempt, ring.failures)
         message: Any = (headers, {}, envelope.body, None)
         with at_the_head(producer) if ring.goes_first else nullcontext():
             self._send(producer, headers["task"], message, ring.tenant, envelope.properties)
@@ -110,14 +111,15 @@ class Publisher:
             producer,
             task,
             message,
-            queue=self._queue(tenant),
+            queue=self.queue_of(tenant),
             serializer="json",
             retry=True,
             retry_policy=PUBLISH_RETRY,
             **properties,
         )
 
-    def _queue(self, tenant: str) -> Queue:
+    def queue_of(self, tenant: str) -> Queue:
+        """Return a tenant's queue as the app declares its queues."""
         queue = self._queues.get(tenant)
         if queue is None:
             queues = self._kernel.app.amqp.queues

@@ -174,7 +174,7 @@ class DurableTask(Task):
             tenant = self.parts.submitter.resolve_tenant(
                 self.name, options.get("tenant"), options.get("queue")
             )
-            task_id = id_for_key(tenant, key)
+            task_id = id_for_key(self.parts.kernel.tenants.standing_of(tenant), key)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
         return super().apply_async(args, kwargs, task_id=task_id, **options)
 

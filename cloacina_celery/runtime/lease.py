@@ -35,12 +35,14 @@ class Duties:
     """What a worker serves and has in its hands, asked anew each time.
 
     ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved`` counts, by tenant, the
-    messages that were delivered to it and have not started.
+    messages that were delivered to it and have not started. ``look`` has it learn, once per poll, which of its
+    tenants are gone.
     """
 
     tenants: Callable[[], Sequence[str]]
     held: Callable[[], Sequence[Held]]
     reserved: Callable[[], Mapping[str, int]]
+    look: Callable[[], object] = lambda: None
 
 
 class LeaseHolder:
@@ -128,7 +130,7 @@ class LeaseHolder:
     def _register_tenants(self, cursor: Cursor) -> None:
         # Queues come and go at run time (celery control add_consumer); whoever buries this worker must know.
         now = frozenset(self._duties.tenants())
-        if now != self._registered:
+        if not now <= self._registered:
             workers.set_tenants(cursor, self._worker_id, sorted(now | self._registered))
             self._registered |= now
 

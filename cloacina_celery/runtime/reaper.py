@@ -82,19 +82,17 @@ class Reaper:
 
     def sweep_all(self) -> int:
         """Sweep every tenant of the catalog, and the workers' register; delete what has ended long ago."""
-        tenants = catalog.names(self._database)
-        touched = self.recover_dead_workers() + self.sweep(tenants)
+        tenants = catalog.tenants(self._database)
+        touched = self.recover_dead_workers() + self.sweep([tenant.name for tenant in tenants])
+        kept = {self._settings.retain_succeeded, self._settings.retain_failed}
         for tenant in tenants:
-            self._prune(tenant)
+            succeeded_after = _own_or(tenant.retain_succeeded, self._settings.retain_succeeded)
+            failed_after = _own_or(tenant.retain_failed, self._settings.retain_failed)
+            self._prune(tenant.name, succeeded_after=succeeded_after, failed_after=failed_after)
+            kept |= {succeeded_after, failed_after}
         # An entry outlives the events that name it, so that `execution show` can always say who it was.
-        longest = max(self._settings.retain_succeeded, self._settings.retain_failed)
         with bounded_transaction(self._database) as cursor:
-            retention.forget_workers(
-                cursor,
-                stopped_after=longest
-                if self._settings.retain_succeeded and self._settings.retain_failed
-                else 0,
-            )
+            retention.forget_workers(cursor, stopped_after=max(kept) if all(kept) else 0)
         return touched
 
     def recover_dead_workers(self) -> int:
@@ -247,7 +245,7 @@ class Reaper:
             log("sweep.stranded", tenant=tenant, count=len(rings))
         return len(rings)
 
-    def _prune(self, tenant: str) -> None:
+    def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
         now = time.monotonic()
         if now < max(self._pruned_at.get(tenant, 0.0), self._troubled_until.get(tenant, 0.0)):
             return
@@ -256,8 +254,8 @@ class Reaper:
                 pruned = retention.prune(
                     cursor,
                     tenant,
-                    succeeded_after=self._settings.retain_succeeded,
-                    failed_after=self._settings.retain_failed,
+                    succeeded_after=succeeded_after,
+                    failed_after=failed_after,
                     limit=self._settings.sweep_batch,
                 )
         except (DriverError, CloacinaError) as error:
@@ -295,3 +293,7 @@ class Reaper:
     def _note_trouble(self, tenant: str, error: Exception) -> None:
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
         log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
+
+
+def _own_or(own: float | None, setting: float) -> float:
+    return setting if own is None else own

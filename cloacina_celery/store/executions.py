@@ -13,6 +13,7 @@ from typing import Any
 
 from cloacina_celery.core.lifecycle import Fail, Retry, after_failure
 from cloacina_celery.core.retry import RetryPolicy
+from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.statements import Statement
 
@@ -102,6 +103,8 @@ _CLAIM = Statement(
         SET state = 'running', attempt = attempt + 1, worker_id = $3::bigint, started_at = now(),
             lease_expires_at = now() + make_interval(secs => $4::float8), policy = coalesce(policy, $5::text)
         WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
+          AND EXISTS (SELECT FROM cloacina.tenants
+                      WHERE name = {t} AND epoch = $6::int AND state IN ('active', 'draining'))
         RETURNING id, attempt, failures, recoveries, policy
     ), recorded AS (
         INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id)
@@ -253,6 +256,7 @@ _UNRING = Statement(
     """
     UPDATE {s}.cloacina_executions SET rung_at = NULL
     WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending'
+    RETURNING 1
     """,
 )
 
@@ -293,10 +297,16 @@ def claim(
     worker_id: int,
     lease_ttl: float,
     policy: str | None,
+    epoch: int = FIRST_EPOCH,
     prepare: bool = False,
 ) -> Claim | None:
-    """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early."""
-    _CLAIM.execute(cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, prepare=prepare)
+    """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early.
+
+    So it does while the tenant is suspended, and where the message is of another ``epoch`` of the tenant.
+    """
+    _CLAIM.execute(
+        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, epoch, prepare=prepare
+    )
     row = cursor.fetchone()
     if row is None:
         return None
@@ -398,6 +408,11 @@ def is_held(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> boo
     return cursor.fetchone() is not None
 
 
-def unring(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> None:
-    """Note that the message for ``attempt`` did not leave, so that the next poll publishes it."""
+def unring(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> bool:
+    """Note that the message for ``attempt`` did not leave or is no more, so that a poll publishes it.
+
+    Returns:
+        Whether the row waits for that attempt.
+    """
     _UNRING.execute(cursor, tenant, execution_id, attempt)
+    return cursor.fetchone() is not None

@@ -121,13 +121,15 @@ _RELEASE = Statement(
     SELECT id, attempt, failures, recoveries, message FROM released
     """,
 )
+# What a suspended tenant's claims would decline is not rung.
 _RING_DUE = Statement(
     "ring_due",
     """
     UPDATE {s}.cloacina_executions SET rung_at = now()
     WHERE id IN (
         SELECT id FROM {s}.cloacina_executions
-        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()
+        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now() AND EXISTS (
+            SELECT FROM cloacina.tenants WHERE name = {t} AND state IN ('active', 'draining'))
         ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, failures, recoveries, message, run_at
@@ -148,7 +150,8 @@ _RING_STRANDED = Statement(
         UPDATE {s}.cloacina_executions SET rung_at = now()
         WHERE id IN (
             SELECT id FROM {s}.cloacina_executions
-            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
+            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8) AND EXISTS (
+                SELECT FROM cloacina.tenants WHERE name = {t} AND state IN ('active', 'draining'))
             ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
         )
         RETURNING id, attempt, failures, recoveries, message, submitted_at

@@ -104,7 +104,9 @@ def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWor
     """
     cursor.execute(
         """
-        SELECT w.id, w.name, w.tenants, w.has_lock
+        SELECT w.id, w.name, w.has_lock, ARRAY(
+            -- Of a removed tenant there is nothing left to recover.
+            SELECT t.name FROM cloacina.tenants t WHERE t.name = ANY (w.tenants) AND t.state <> 'removed')
         FROM cloacina.workers w
         WHERE w.stopped_at IS NULL
           AND pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
@@ -127,7 +129,7 @@ def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWor
             if had_lock
             else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
         )
-        for worker_id, name, tenants, had_lock in cursor.fetchall()
+        for worker_id, name, had_lock, tenants in cursor.fetchall()
     ]
 
 

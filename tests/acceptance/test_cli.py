@@ -49,7 +49,8 @@ def test_tenants_are_created_listed_and_dropped(standing: Stage) -> None:
     }
     assert words(standing, "tenant", "drop", "cli_one", "--yes") == "tenant cli_one dropped\n"
     assert data(standing, "tenant", "drop", "cli_two", "--yes") == {"name": "cli_two", "dropped": True}
-    assert "cli_one" in refusal(standing, "tenant", "drop", "cli_one", "--yes")
+    assert words(standing, "tenant", "drop", "cli_one", "--yes") == "tenant cli_one is removed already\n"
+    assert "cli_none" in refusal(standing, "tenant", "drop", "cli_none", "--yes")
     # Without --yes somebody has to say so, and here is nobody.
     refusal(standing, "tenant", "drop", standing.tenant)
     assert standing.tenant in words(standing, "tenant", "list")
