@@ -53,7 +53,5 @@ def _print_plan(plan: Inventory, source: str, name: str, as_json: bool) -> None:
     click.echo(f"from {source} to {name} would move:")
     rows = [{"table": table, "rows": count} for table, count in plan.moves.items()]
     print_rows(False, rows, ("table", "rows"), empty="nothing")
-    click.echo(
-        f"{plan.pending} executions wait, {plan.running} run: the latter must end, or be given back, first"
-    )
+    click.echo(f"{plan.left}; what runs must end, or be given back, first")
     click.echo(f"would stay in {source}: {', '.join(plan.stays) or 'nothing else is there'}")

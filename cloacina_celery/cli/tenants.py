@@ -11,7 +11,7 @@ import click
 
 from cloacina_celery.cli.output import cell, command, plain, print_rows
 from cloacina_celery.plugin.app import Cloacina
-from cloacina_celery.plugin.tenants import Left
+from cloacina_celery.store.tenancy import Left
 
 FOR_EVER = float("inf")
 
@@ -61,9 +61,9 @@ def tenant_list(cloacina: Cloacina, removed: bool, as_json: bool) -> None:
 def tenant_show(cloacina: Cloacina, name: str, limit: int, as_json: bool) -> None:
     """Show a tenant, what of it has not ended, and what was done to it by whom."""
     found = cloacina.tenants.get(name)
-    left = cloacina.tenants.left(name) if found.standing.exists else Left(pending=0, running=0)
+    left = cloacina.tenants.left(name) if found.standing.exists else None
     audit = [asdict(entry) for entry in cloacina.tenants.audit(name, limit=limit)]
-    facts = {**asdict(found), **asdict(left)}
+    facts = {**asdict(found), **(asdict(left) if left is not None else {})}
     if as_json:
         click.echo(json.dumps({**facts, "audit": audit}, default=plain, indent=2))
         return
@@ -176,8 +176,8 @@ def tenant_set(
 
 
 def _tell(left: Left) -> None:
-    click.echo(f"{_words_of(left)}", err=True)
+    click.echo(_words_of(left), err=True)
 
 
 def _words_of(left: Left) -> str:
-    return f"{left.pending} executions wait, {left.running} run" if left else "nothing is left to run"
+    return str(left) if left else "nothing is left to run"

@@ -9,7 +9,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from cloacina_celery.store import audit, catalog, migrate, moves, removal, tenan
 from cloacina_celery.store.audit import AuditEntry
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.moves import Inventory
+from cloacina_celery.store.tenancy import Left
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
 
 DRAIN_LOOK = 0.5
 """Seconds between two looks at what a draining tenant has left."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """What a tenant has that has not ended."""
-
-    pending: int
-    running: int
-
-    def __bool__(self) -> bool:
-        return self.pending + self.running > 0
 
 
 Progress = Callable[[Left], object]
@@ -154,8 +143,7 @@ class Tenants:
     def left(self, name: str) -> Left:
         """Count what has not ended."""
         with self._kernel.rows(name) as cursor:
-            pending, running = tenancy.count_open(cursor, name)
-        return Left(pending=pending, running=running)
+            return tenancy.count_open(cursor, name)
 
     def audit(self, name: str | None = None, *, limit: int = 100) -> builtins.list[AuditEntry]:
         """List what was done to a tenant of this name, or to all, in order; the last ``limit`` steps."""

@@ -13,7 +13,7 @@ from cloacina_celery.store import audit, busy, catalog, migrate
 from cloacina_celery.store.database import Cursor, Database
 from cloacina_celery.store.removal import OUR_TABLES, in_use, shut
 from cloacina_celery.store.statements import Statement
-from cloacina_celery.store.tenancy import LOCK_TIMEOUT_MS, count_open, move_to
+from cloacina_celery.store.tenancy import LOCK_TIMEOUT_MS, Left, count_open, move_to
 
 Rewrite = Callable[[str], str]
 
@@ -43,8 +43,7 @@ class Inventory:
     """What would move out of a schema, by table with its rows, and what would stay."""
 
     moves: dict[str, int]
-    pending: int
-    running: int
+    left: Left
     stays: tuple[str, ...]
 
 
@@ -77,11 +76,11 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
         tenant = catalog.lock(cursor, old)
         if after(verb, tenant.standing) is tenant.state:
             raise UnknownTenant(old, removed=True, moved_to=tenant.moved_to)
-        pending, running = count_open(cursor, old)
-        if running:
+        left = count_open(cursor, old)
+        if left.running:
             raise TenantStateRefused(
                 old, tenant.state, verb,
-                f"{running} executions still run. Wait for them, or run `tenant suspend {old} --give-back`",
+                f"{left}. Wait for them, or run `tenant suspend {old} --give-back`",
             )  # fmt: skip
         _require_free(cursor, new, verb)
         catalog.enter(cursor, new, verb, catalog.look_for_name(cursor, new), by=by, heir_of=tenant)
@@ -104,7 +103,7 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
             "moved",
             epoch=tenant.epoch,
             by=by,
-            detail=f"to {new}, {pending} executions wait",
+            detail=f"to {new}, {left}",
         )
     return True
 
@@ -116,14 +115,14 @@ def inventory(database: Database, name: str) -> Inventory:
         for table in OUR_TABLES:
             cursor.execute(f"SELECT count(*) FROM {quote(name)}.{table}")
             moves[table] = _one(cursor)
-        pending, running = count_open(cursor, name)
+        left = count_open(cursor, name)
         cursor.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relname <> ALL (%s)"
             " AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY relname",
             (quote(name), list(OUR_TABLES)),
         )
         stays = tuple(row[0] for row in cursor.fetchall())
-    return Inventory(moves=moves, pending=pending, running=running, stays=stays)
+    return Inventory(moves=moves, left=left, stays=stays)
 
 
 def _require_free(cursor: Cursor, new: str, verb: Verb) -> None:

@@ -54,12 +54,11 @@ def remove(
         tenant = catalog.lock(cursor, name)
         if after(Verb.DROP, tenant.standing) is tenant.state:
             return 0
-        pending, running = count_open(cursor, name)
-        lost = pending + running
+        lost = count_open(cursor, name)
         if lost and not with_work:
             raise TenantStateRefused(
                 name, tenant.state, Verb.DROP,
-                f"{lost} executions have not ended. `tenant drain {name} --wait` says when they have, "
+                f"{lost}. `tenant drain {name} --wait` says when they have, "
                 "--now drops them too",
             )  # fmt: skip
         drop_schema(cursor, name)
@@ -69,9 +68,9 @@ def remove(
         )  # fmt: skip
         audit.record(
             cursor, name, Verb.DROP, "schema dropped", epoch=tenant.epoch, by=by,
-            detail=f"{lost} executions had not ended",
+            detail=f"with what was left: {lost}" if lost else "nothing was left",
         )  # fmt: skip
-        return lost
+        return lost.pending + lost.running
 
 
 def remove_now(database: Database, name: str, *, by: str) -> int:

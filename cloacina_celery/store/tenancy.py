@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cloacina_celery.core.tenancy import TenantState, Verb, after
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.store import audit, catalog
@@ -42,9 +44,26 @@ _COUNT_OPEN = Statement(
     """
     SELECT (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NULL)
          + (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL),
-           (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'running')
+           (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'running'),
+           (SELECT count(*) FROM {s}.cloacina_outbox)
     """,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a tenant has that has not ended: executions, and letters in its outbox; false if there is nothing."""
+
+    pending: int
+    running: int
+    letters: int
+
+    def __bool__(self) -> bool:
+        return self.pending + self.running + self.letters > 0
+
+    def __str__(self) -> str:
+        letters = f", {self.letters} letters are to be sent" if self.letters else ""
+        return f"{self.pending} executions wait, {self.running} run{letters}"
 
 
 def suspend(database: Database, name: str, *, by: str, refuse_submits: bool = False) -> bool:
@@ -97,11 +116,11 @@ def give_back(database: Database, name: str, *, by: str) -> int:
     return count
 
 
-def count_open(cursor: Cursor, name: str) -> tuple[int, int]:
-    """Count a tenant's pending and running executions, over small indexes."""
+def count_open(cursor: Cursor, name: str) -> Left:
+    """Count what of a tenant has not ended, over small indexes."""
     _COUNT_OPEN.execute(cursor, name)
-    pending, running = cursor.fetchone() or (0, 0)
-    return int(pending), int(running)
+    pending, running, letters = cursor.fetchone() or (0, 0, 0)
+    return Left(pending=pending, running=running, letters=letters)
 
 
 def set_retention(database: Database, name: str, changes: dict[str, float | None], *, by: str) -> bool:

@@ -106,7 +106,7 @@ def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWor
         """
         SELECT w.id, w.name, w.has_lock, ARRAY(
             -- Of a removed tenant there is nothing left to recover.
-            SELECT t.name FROM cloacina.tenants t WHERE t.name = ANY (w.tenants) AND t.state <> 'removed')
+            SELECT unnest(w.tenants) EXCEPT SELECT name FROM cloacina.tenants WHERE state = 'removed' ORDER BY 1)
         FROM cloacina.workers w
         WHERE w.stopped_at IS NULL
           AND pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)

@@ -133,7 +133,7 @@ def test_nothing_moves_while_something_runs(place: Place, tenant: str, new: str)
     execution_id = add(place, tenant)
     assert claim(place, tenant, execution_id) is not None
     tenants_of(place).suspend(tenant)
-    with pytest.raises(TenantStateRefused, match="1 executions still run"):
+    with pytest.raises(TenantStateRefused, match="1 run"):
         tenants_of(place).rename(tenant, new)
     tenants_of(place).suspend(tenant, give_back=True)
     assert tenants_of(place).rename(tenant, new)
@@ -176,7 +176,7 @@ def test_an_adoption_is_planned_without_changing_anything(place: Place, legacy: 
     plan = tenants_of(place).plan_adoption(new)
     assert plan.moves["cloacina_executions"] == 1
     assert set(plan.moves) == set(removal.OUR_TABLES)
-    assert (plan.pending, plan.running, plan.stays) == (1, 0, ("orders",))
+    assert (str(plan.left), plan.stays) == ("1 executions wait, 0 run", ("orders",))
     assert tenants_of(place).get(legacy).state is TenantState.ACTIVE
     assert len(place.rows(legacy)) == 1
 
@@ -217,7 +217,7 @@ def test_an_adoption_suspends_and_is_refused_while_something_runs(
 ) -> None:
     execution_id = add(place, legacy)
     assert claim(place, legacy, execution_id, epoch=tenants_of(place).get(legacy).epoch) is not None
-    with pytest.raises(TenantStateRefused, match="1 executions still run"):
+    with pytest.raises(TenantStateRefused, match="1 run"):
         tenants_of(place).adopt(new)
     assert tenants_of(place).get(legacy).state is TenantState.SUSPENDED
     assert place.rows(legacy) == [(execution_id, "running")]

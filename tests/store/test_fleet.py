@@ -131,7 +131,7 @@ def test_a_tenant_is_not_dropped_while_it_is_migrated(
     request.addfinalizer(holder.close)
     holder.begin()
     migrate.lock_tenant(holder, "tenant_03")
-    dropping = threading.Thread(target=lambda: catalog.drop(Database(database_url), "tenant_03"))
+    dropping = threading.Thread(target=lambda: removal.remove(Database(database_url), "tenant_03", by="test"))
     dropping.start()
     wait_for_row(
         observer,

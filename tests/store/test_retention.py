@@ -95,8 +95,8 @@ def test_a_tenants_own_times_go_before_the_settings_and_null_is_the_setting(
         end(cursor, name, "failure", days_ago=40, failed=True)
     tenancy.set_retention(database, tenant, {"retain_succeeded": DAY, "retain_failed": 0}, by="test")
     reaper = Reaper(
-        database, Settings(), publish=lambda _: None, can_publish=lambda: True, queue_depth=lambda _: 0,
-        on_abandoned=lambda *_: None,
+        database, Settings(), publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda: True,
+        queue_depth=lambda _: 0, on_abandoned=lambda *_: None,
     )  # fmt: skip
     reaper.sweep_all()
     assert left(cursor, tenant) == {"failure"}
