@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveRefused",
     "CloacinaError",
     "DatabaseUnavailable",
     "ExecutionNotFound",
@@ -84,6 +85,10 @@ class TenantUnfinished(CloacinaError):
         self.tenant = tenant
         self.verb = verb
         super().__init__(f"{verb} of tenant {tenant} is not finished: {why}. Then run it again")
+
+
+class ArchiveRefused(CloacinaError):
+    """A tenant's archive could not be written or brought in; nothing of it is half there."""
 
 
 class SubmitRefused(CloacinaError):

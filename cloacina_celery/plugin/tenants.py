@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.tenancy import Verb, after
@@ -22,7 +23,7 @@ from cloacina_celery.errors import (
 )
 from cloacina_celery.plugin.envelope import Envelope
 from cloacina_celery.plugin.queues import TenantQueues
-from cloacina_celery.store import audit, catalog, migrate, moves, removal, tenancy
+from cloacina_celery.store import archives, audit, catalog, migrate, moves, removal, tenancy
 from cloacina_celery.store.audit import AuditEntry
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.moves import Inventory
@@ -280,6 +281,57 @@ class Tenants:
         self._check_adoption(new, source)
         self.get(source).standing.require()
         return moves.inventory(self._kernel.database, source)
+
+    def export(
+        self, name: str, path: Path | str, *, programs: Path | None = None, by: str | None = None
+    ) -> None:
+        """Write a tenant's schema to a file in pg_dump's custom format, as it is at one moment.
+
+        Args:
+            programs: the folder of pg_dump; by default it is looked for on the PATH.
+
+        Raises:
+            ArchiveRefused: pg_dump is missing, older than the server, or fails.
+            InvalidTenantName: it is ``public``, whose schema is not the tenant's alone.
+            UnknownTenant: there is none of this name, or it was removed.
+        """
+        validate_tenant_name(name, allow_legacy=True)
+        archives.export(
+            self._kernel.database, name, Path(path).absolute(), programs=programs, by=by or operator()
+        )
+
+    def import_(
+        self,
+        path: Path | str,
+        name: str | None = None,
+        *,
+        programs: Path | None = None,
+        by: str | None = None,
+    ) -> str:
+        """Bring an exported tenant in, all of it or nothing, and return its name; it is suspended until `resume`.
+
+        Rows, history and idempotency keys are as they were; what ran then waits to run again.
+
+        Args:
+            name: what it is to be called here; by default as it was there.
+            programs: the folder of pg_restore; by default it is looked for on the PATH.
+
+        Raises:
+            ArchiveRefused: pg_restore is missing, the file is no archive of a tenant, or the database refuses it.
+            SchemaMismatch: it was written by a newer version.
+            TenantStateRefused: the name is in use.
+        """
+        path = Path(path).absolute()
+        old = archives.schema_in(path, programs=programs)
+        new = old if name is None else name
+        self._check_name(new)
+        archives.import_(
+            self._kernel.database, path, new, by=by or operator(), programs=programs,
+            rewrite=lambda message: Envelope.load(message).moved(old, new).dump("an imported execution"),
+        )  # fmt: skip
+        self._queues.declare(new)
+        self._changed(new, "suspended", by=by or operator(), is_change=True)
+        return new
 
     def _check_adoption(self, new: str, source: str) -> None:
         if source != LEGACY_TENANT:

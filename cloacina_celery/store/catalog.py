@@ -154,17 +154,21 @@ def enter(
     *,
     by: str,
     heir_of: Tenant | None = None,
+    key_space: str | None = None,
 ) -> TenantState:
     """Enter a tenant that a verb brings into being, under an epoch of its own, and return its state.
 
     Args:
         there: what `look_for_name` found.
         heir_of: the tenant that moves to this name, with its settings and idempotency keys.
+        key_space: what its idempotency keys were counted by where it comes from.
 
     Raises:
         TenantStateRefused: the name is in use.
     """
     never_was = Standing(name=name, state=TenantState.REMOVED)
+    if heir_of is not None:
+        key_space = heir_of.standing.key_space
     state = entering(verb, there.standing if there else never_was)
     cursor.execute(
         """
@@ -181,7 +185,7 @@ def enter(
         """,
         (
             name, name == LEGACY_TENANT, state, by, heir_of and heir_of.retain_succeeded,
-            heir_of and heir_of.retain_failed, heir_of and heir_of.standing.key_space, heir_of and heir_of.revision,
+            heir_of and heir_of.retain_failed, key_space, heir_of and heir_of.revision,
         ),
     )  # fmt: skip
     row = cursor.fetchone()

@@ -31,7 +31,6 @@ _REWRITE = Statement(
     "rewrite",
     "UPDATE {s}.cloacina_executions SET message = $2::text WHERE id = $1::text AND state = 'pending'",
 )
-# The messages of the old queue are void.
 _UNRING_ALL = Statement(
     "unring_all",
     "UPDATE {s}.cloacina_executions SET rung_at = NULL WHERE state = 'pending' AND rung_at IS NOT NULL",
@@ -82,7 +81,7 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
                 old, tenant.state, verb,
                 f"{left}. Wait for them, or run `tenant suspend {old} --give-back`",
             )  # fmt: skip
-        _require_free(cursor, new, verb)
+        require_free(cursor, new, verb)
         catalog.enter(cursor, new, verb, catalog.look_for_name(cursor, new), by=by, heir_of=tenant)
         if verb is Verb.ADOPT:
             cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(new)}")
@@ -91,8 +90,8 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
         else:
             cursor.execute(f"ALTER SCHEMA {quote(old)} RENAME TO {quote(new)}")
         busy.hand_over(cursor, old, new)
-        _UNRING_ALL.execute(cursor, new)
-        _rewrite_all(cursor, new, old, rewrite)
+        unring_all(cursor, new)
+        rewrite_all(cursor, new, old, rewrite)
         move_to(
             cursor, tenant, TenantState.REMOVED, by=by, unfinished=verb, moved_to=new, refuses_submits=False
         )
@@ -125,7 +124,17 @@ def inventory(database: Database, name: str) -> Inventory:
     return Inventory(moves=moves, left=left, stays=stays)
 
 
-def _require_free(cursor: Cursor, new: str, verb: Verb) -> None:
+def unring_all(cursor: Cursor, name: str) -> None:
+    """Have the polls ring for all rows that wait: their messages are in a queue of another name, or in none."""
+    _UNRING_ALL.execute(cursor, name)
+
+
+def require_free(cursor: Cursor, new: str, verb: Verb) -> None:
+    """Do nothing if a schema of this name, or for an adoption tables of ours in it, are not there.
+
+    Raises:
+        TenantStateRefused: they are.
+    """
     # Tables of the user's may be in the schema already that ours are adopted into; a renamed one must not be there.
     free = f"{quote(new)}.cloacina_executions" if verb is Verb.ADOPT else quote(new)
     function = "to_regclass" if verb is Verb.ADOPT else "to_regnamespace"
@@ -136,7 +145,8 @@ def _require_free(cursor: Cursor, new: str, verb: Verb) -> None:
         )
 
 
-def _rewrite_all(cursor: Cursor, tenant: str, old: str, rewrite: Rewrite) -> None:
+def rewrite_all(cursor: Cursor, tenant: str, old: str, rewrite: Rewrite) -> None:
+    """Have the messages of rows that wait, and that name the tenant by its old name, written anew."""
     last = ""
     while True:
         _NAMING.execute(cursor, tenant, last, f'"{old}"', BATCH)

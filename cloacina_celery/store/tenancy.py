@@ -106,14 +106,19 @@ def give_back(database: Database, name: str, *, by: str) -> int:
     with bounded_transaction(database, lock_timeout_ms=LOCK_TIMEOUT_MS) as cursor:
         tenant = catalog.lock(cursor, name)
         after(Verb.SUSPEND, tenant.standing)
-        _GIVE_BACK.execute(cursor, name, f"the tenant was suspended by {by}")
-        row = cursor.fetchone()
-        count = int(row[0]) if row else 0
+        count = give_back_all(cursor, name, f"the tenant was suspended by {by}")
         if count:
             audit.record(
                 cursor, name, Verb.SUSPEND, "given back", epoch=tenant.epoch, by=by, detail=f"{count} running"
             )
     return count
+
+
+def give_back_all(cursor: Cursor, name: str, reason: str) -> int:
+    """Make all that runs in a tenant pending again, and return how many."""
+    _GIVE_BACK.execute(cursor, name, reason)
+    row = cursor.fetchone()
+    return int(row[0]) if row else 0
 
 
 def count_open(cursor: Cursor, name: str) -> Left:

@@ -141,7 +141,7 @@ def test_nothing_moves_while_something_runs(place: Place, tenant: str, new: str)
 
 STEPS: dict[str, tuple[Any, str, bool]] = {
     "before it moved": (moves, "move", False),
-    "in the middle of the transaction": (moves, "_rewrite_all", True),
+    "in the middle of the transaction": (moves, "rewrite_all", True),
     "after it moved": (moves, "move", True),
     "after the workers were told": (queues.TenantQueues, "hand_over", True),
     "after the old queue went": (queues.TenantQueues, "remove", True),
