@@ -6,10 +6,19 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+from kombu import Connection
+
+from tests.acceptance.stage import BAZAAR
+from tests.support.processes import celery
 from tests.support.shop_tables import prepare_shop
-from tests.support.waiting import eventually, never
+from tests.support.waiting import eventually, never, wait_for_row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg2 import extensions
+
     from tests.acceptance.stage import Stage
 
 
@@ -126,6 +135,65 @@ def test_a_running_worker_forgets_a_tenant_that_another_process_dropped(stage: S
     said = worker.log.count("sweep.failed")
     assert said <= 1
     never(lambda: worker.log.count("sweep.failed") > said, 7, "the sweep to look for it again")
+
+
+BROKERS = pytest.mark.parametrize("broker_url", ["redis", "rabbitmq"], indirect=True)
+
+
+@BROKERS
+def test_a_drop_takes_the_queue_from_a_worker_that_goes_on_with_its_others(
+    stage: Stage, new_tenant_name: Callable[[], str], broker_url: str
+) -> None:
+    other = new_tenant_name()
+    tenants = stage.bazaar.cloacina.tenants
+    tenants.create(other)
+    worker = stage.worker(tenants=[stage.tenant, other])
+    assert stage.send("add", 1, 2).get(timeout=15) == 3
+    assert tenants.drop(stage.tenant)
+    with Connection(broker_url) as connection, pytest.raises(connection.channel_errors):
+        connection.default_channel.queue_declare(queue=stage.tenant, passive=True)
+    assert stage.bazaar.add.apply_async((3, 4), tenant=other).get(timeout=15) == 7
+    assert worker.is_running
+
+
+@BROKERS
+def test_a_renamed_tenants_work_goes_on_in_the_workers_that_it_had(
+    stage: Stage, new_tenant_name: Callable[[], str], broker_url: str
+) -> None:
+    tenants, new = stage.bazaar.cloacina.tenants, new_tenant_name()
+    stage.worker(concurrency=1)
+    assert stage.send("add", 1, 2).get(timeout=15) == 3
+    tenants.suspend(stage.tenant)
+    waiting = [stage.send("add", n, n) for n in range(5)]
+    tenants.rename(stage.tenant, new)
+    tenants.resume(new)
+    moved = [stage.bazaar.cloacina.result(result.id, tenant=new) for result in waiting]
+    assert [result.get(timeout=20) for result in moved] == [0, 2, 4, 6, 8]
+    assert stage.bazaar.add.apply_async((3, 4), tenant=new).get(timeout=15) == 7
+
+
+def test_a_drop_whose_process_is_killed_is_completed_by_the_next_one(
+    stage: Stage, observer_of: Callable[[], extensions.connection]
+) -> None:
+    stage.send("add", 1, 2)
+    holder = observer_of()
+    holder.autocommit = False
+    with holder.cursor() as cursor:
+        cursor.execute(f"SELECT 1 FROM {stage.tenant}.cloacina_executions")
+    verb = ("cloacina", "tenant", "drop", stage.tenant, "--now", "--yes")
+    dropping = stage.processes.start("drop", [*celery(BAZAAR), *verb])
+    wait_for_row(
+        stage.observer,
+        "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted",
+        why="the drop to stand at the table",
+    )
+    dropping.kill9()
+    holder.close()
+    tenants = stage.bazaar.cloacina.tenants
+    assert tenants.get(stage.tenant).state == "suspended"
+    done = stage.processes.cli(*verb, app=BAZAAR)
+    assert done.stdout == f"tenant {stage.tenant} dropped\n"
+    assert (tenants.get(stage.tenant).state, tenants.get(stage.tenant).unfinished) == ("removed", None)
 
 
 def _rung(stage: Stage) -> int:
