@@ -84,10 +84,11 @@ class Submitter:
         for execution_id in envelope.following_ids():
             self._kernel.locations.remember(execution_id, tenant)
         self._kernel.busy_marks.ensure(tenant)
+        # Before the row: once that is committed, nothing but the broker may fail, and that is no error.
+        epoch = self._kernel.tenants.epoch_of(tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
             return
-        epoch = self._kernel.tenants.epoch_of(tenant)
         first = FirstRing(
             tenant=tenant,
             execution_id=submission.execution_id,
