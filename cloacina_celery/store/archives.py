@@ -27,6 +27,8 @@ KEYS = "cloacina_celery: idempotency keys are counted by "
 ASIDE = "cloacina_aside"
 _SCHEMA = re.compile(r"^\d+; \d+ \d+ SCHEMA - (\S+) ", re.MULTILINE)
 _COPY = re.compile(rb"COPY .* FROM stdin;\n")
+_SESSION_SET = re.compile(rb"^SET ")
+_SESSION_PATH = re.compile(rb"(set_config\('search_path', '', )false")
 _RESTRICTION = re.compile(rb"\\(un)?restrict ")
 """What pg_restore tells psql, and no server."""
 
@@ -140,6 +142,8 @@ def import_(
 
 
 def _settle_in(connection: Connection, cursor: Cursor, name: str, original: str, rewrite: Rewrite) -> None:
+    if migrate.revision_of(cursor, name) is None:
+        raise ArchiveRefused(f"schema {original} in the archive is no tenant's: it has none of our tables")
     migrate.upgrade(connection, name, "tenant")
     tenancy.give_back_all(cursor, name, "it was imported")
     # Its workers are in the register of the database that it comes from.
@@ -178,7 +182,12 @@ def _restore(cursor: Cursor, path: Path, programs: Path | None) -> None:
         assert process.stderr is not None
         try:
             statements: list[bytes] = []
+            is_preamble = True
             for line in process.stdout:
+                is_preamble = is_preamble and not line.startswith(b"-- Name: ")
+                if is_preamble:
+                    # Behind a pooler the session outlives our connection.
+                    line = _SESSION_PATH.sub(rb"\1true", _SESSION_SET.sub(b"SET LOCAL ", line))
                 if _COPY.fullmatch(line):
                     _run(cursor, statements)
                     cursor.copy_expert(line.decode(), _Rows(process.stdout))

@@ -105,7 +105,8 @@ def give_back(database: Database, name: str, *, by: str) -> int:
     """
     with bounded_transaction(database, lock_timeout_ms=LOCK_TIMEOUT_MS) as cursor:
         tenant = catalog.lock(cursor, name)
-        after(Verb.SUSPEND, tenant.standing)
+        if tenant.state is not TenantState.SUSPENDED:
+            return 0  # somebody resumed it meanwhile
         count = give_back_all(cursor, name, f"the tenant was suspended by {by}")
         if count:
             audit.record(

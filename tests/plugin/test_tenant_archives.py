@@ -161,6 +161,24 @@ def test_a_file_that_is_no_archive_is_refused(
         tenants_of(place).import_(tmp_path / "dump", programs=programs)
 
 
+def test_an_archive_of_a_schema_that_is_no_tenants_is_refused_and_leaves_nothing(
+    place: Place, archive: Path, programs: Path | None, new: str
+) -> None:
+    # An archive's name and place say nothing of what is in it.
+    with place.observer.cursor() as cursor:
+        cursor.execute(f"CREATE SCHEMA {new}; CREATE TABLE {new}.orders (id int)")
+        dump = programs / "pg_dump" if programs else "pg_dump"
+        url = Database(place.database_url)
+        subprocess.run(
+            [dump, "-Fc", f"--schema={new}", f"--file={archive}", *archives._where(url)],
+            env=archives._environment(url), check=True,
+        )  # fmt: skip
+        with pytest.raises(ArchiveRefused, match="is no tenant's: it has none of our tables"):
+            tenants_of(place).import_(archive, f"{new}_2", programs=programs)
+        cursor.execute("SELECT to_regnamespace(%s), to_regnamespace(%s)", (new, f"{new}_2"))
+        assert cursor.fetchone() == (new, None)
+
+
 def test_an_archive_that_was_cut_short_is_refused_and_leaves_nothing(
     place: Place, archive: Path, programs: Path | None, new: str
 ) -> None:
