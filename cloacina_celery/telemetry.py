@@ -20,11 +20,21 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "tenant.changed": (logging.INFO, "tenant %(tenant)s is %(state)s now, by %(by)s"),
     "tenant.gone": (logging.ERROR, "queue %(tenant)s is not consumed: %(error)s"),
-    "submit.unpublished": (
+    "broker.refused": (
         logging.WARNING,
         (
-            "execution %(execution_id)s in %(tenant)s is committed but the broker did not take its message "
-            "(%(error)s); the sweep will publish it"
+            "the broker takes no messages (%(error)s) and is left alone for %(seconds).1f s: executions are committed "
+            "meanwhile, and their messages leave when it is back"
+        ),
+    ),
+    "broker.back": (logging.INFO, "the broker takes messages again, after %(seconds).1f s"),
+    "queue.refused": (
+        logging.ERROR,
+        (
+            "the broker refuses queue %(queue)s (%(error)s): its executions are committed, and sent when it takes "
+            "them. If the queue was made with other arguments than this app declares, such as another "
+            "x-queue-type, give all processes the same ones, or delete the queue while nobody consumes it; it is "
+            "made anew and filled from the rows. Tried again in %(seconds).0f s"
         ),
     ),
     "callback.unsent": (
@@ -56,6 +66,31 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s",
     ),
+    "claim.found": (
+        logging.WARNING,
+        (
+            "claim of attempt %(attempt)s of execution %(execution_id)s in %(tenant)s had been given and its answer "
+            "lost; it starts now"
+        ),
+    ),
+    "attempt.waiting": (
+        logging.WARNING,
+        "execution %(execution_id)s in %(tenant)s waits for the database while it runs: %(error)s",
+    ),
+    "settle.waiting": (
+        logging.WARNING,
+        (
+            "settlement of attempt %(attempt)s of execution %(execution_id)s in %(tenant)s waits for the database: "
+            "%(error)s"
+        ),
+    ),
+    "settle.found": (
+        logging.WARNING,
+        (
+            "attempt %(attempt)s of execution %(execution_id)s in %(tenant)s had been settled (%(kind)s) and the "
+            "answer lost"
+        ),
+    ),
     "settle.fenced": (
         logging.ERROR,
         (
@@ -77,6 +112,14 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "sent %(count)s messages of plain tasks that were left in the outbox of %(tenant)s",
     ),
     "sweep.pruned": (logging.INFO, "deleted %(count)s executions of %(tenant)s that ended long ago"),
+    "sweep.paused": (
+        logging.ERROR,
+        "no worker and no lease is judged for %(seconds)s s, since this view may be wrong: %(reason)s",
+    ),
+    "sweep.resumed": (
+        logging.WARNING,
+        "workers and leases are judged again, after a pause because %(reason)s",
+    ),
     "sweep.failed": (logging.ERROR, "sweep of %(tenant)s failed, the others go on: %(error)s"),
     "message.refused": (
         logging.ERROR,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
+    from cloacina_celery.chaos.proxy import Proxy
     from cloacina_celery.devservers import DevServers
 
 GIVEN = dict(os.environ)
@@ -142,21 +143,47 @@ def observer(database_url: str) -> Iterator[extensions.connection]:
 
 
 @pytest.fixture
+def proxied_database(database_url: str) -> Iterator[Proxy]:
+    """A proxy before the server of this test's database: `.url(database_url)` leads through it."""
+    from cloacina_celery.chaos.proxy import Proxy
+
+    with Proxy.in_front_of(database_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
 def broker_url(request: pytest.FixtureRequest) -> str:
     """The URL of a broker: an emptied Redis database, or what the test asks for.
 
-    To run a test on both brokers: `@pytest.mark.parametrize("broker_url", ["redis", "rabbitmq"],
-    indirect=True)`.
+    To run a test on several: `@brokers.EACH_KIND`, or `@pytest.mark.parametrize("broker_url", ["redis",
+    "rabbitmq"], indirect=True)`.
     """
     match getattr(request, "param", "redis"):
         case "redis":
             url: str = request.getfixturevalue("claimed_redis_url")
             brokers.empty_redis(url)
-        case "rabbitmq":
+        case "rabbitmq" | "rabbitmq-quorum":
             url = request.getfixturevalue("amqp_url")
         case other:
-            raise ValueError(f"no broker of the name {other!r}: redis or rabbitmq")
+            raise ValueError(f"no broker of the name {other!r}: one of {', '.join(brokers.KINDS)}")
     return url
+
+
+@pytest.fixture
+def broker_environment(
+    request: pytest.FixtureRequest, broker_url: str, new_tenant_name: Callable[[], str]
+) -> dict[str, str]:
+    """What an app of the tests is to read from its environment to use this test's broker."""
+    callspec = getattr(request.node, "callspec", None)
+    kind = "redis" if callspec is None else callspec.params.get("broker_url", "redis")
+    environment = {"CLOACINA_BROKER_URL": broker_url}
+    if kind != "redis":
+        # RabbitMQ is shared with other tests, so each has its control and default queue to itself.
+        environment["CLOACINA_TEST_CONTROL_QUEUE"] = new_tenant_name()
+        environment["CLOACINA_TEST_DEFAULT_QUEUE"] = new_tenant_name()
+    if kind == "rabbitmq-quorum":
+        environment["CLOACINA_TEST_QUEUE_TYPE"] = "quorum"
+    return environment
 
 
 @pytest.fixture
@@ -194,7 +221,7 @@ def amqp_url(amqp_server: str, tenant_names: list[str]) -> Iterator[str]:
 
 @pytest.fixture
 def processes(
-    request: pytest.FixtureRequest, tmp_path: Path, database_url: str, broker_url: str
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: str, broker_environment: dict[str, str]
 ) -> Iterator[Processes]:
     """A factory of worker, beat and command line processes on this test's database and broker.
 
@@ -202,17 +229,19 @@ def processes(
     """
     directory = tmp_path / "processes"
     directory.mkdir()
-    started = Processes(directory, {"CLOACINA_DATABASE_URL": database_url, "CLOACINA_BROKER_URL": broker_url})
+    started = Processes(directory, {"CLOACINA_DATABASE_URL": database_url, **broker_environment})
     request.node.stash[STARTED] = started
     yield started
     started.end_all()
 
 
 @pytest.fixture
-def import_app(database_url: str, broker_url: str) -> Iterator[Callable[[str], ModuleType]]:
+def import_app(
+    database_url: str, broker_environment: dict[str, str]
+) -> Iterator[Callable[[str], ModuleType]]:
     """A function that imports an app module anew, on this test's database and broker."""
     with ExitStack() as stack:
-        settings = {"CLOACINA_DATABASE_URL": database_url, "CLOACINA_BROKER_URL": broker_url}
+        settings = {"CLOACINA_DATABASE_URL": database_url, **broker_environment}
         yield lambda name: stack.enter_context(imported_anew(name, settings))
 
 

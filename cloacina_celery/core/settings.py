@@ -42,10 +42,16 @@ class Settings:
     sweep_interval: float = 10.0
     stranded_after: float = 10.0
     sweep_batch: int = 500
+    recovery_rate: float = 20.0
+    """Lost executions of one tenant that are sent out again per second, beyond the burst."""
+    recovery_burst: int = 50
+    """How many of them are sent out again at once."""
     retain_succeeded: float = 7 * 86_400.0
     """Seconds for which succeeded executions are kept; 0 is for ever."""
     retain_failed: float = 30 * 86_400.0
     """The same for failed, abandoned and cancelled ones."""
+    publish_timeout: float = 1.0
+    """Seconds for which a submission waits for each answer of the broker before its message is left to a poll."""
     pool_size: int = 5
     prepared_statements: bool = True
 
@@ -58,8 +64,11 @@ class Settings:
             "poll_interval",
             "sweep_interval",
             "stranded_after",
+            "publish_timeout",
             "pool_size",
             "sweep_batch",
+            "recovery_rate",
+            "recovery_burst",
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name} must be greater than 0, not {getattr(self, name)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-import time
+import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
@@ -16,15 +16,15 @@ from cloacina_celery.errors import DatabaseUnavailable, InvalidTenantName, Messa
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, EPOCH_HEADER, TENANT_HEADER
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import current_worker_id
+from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import steady_clock
 from cloacina_celery.store import executions
 from cloacina_celery.store.database import InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.executions import Claim
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
-
-MAX_BACKOFF = 5.0
 
 
 class Claimer:
@@ -53,33 +53,49 @@ class Claimer:
         kernel = self._kernel
         database = kernel.database
         worker_id = current_worker_id() or kernel.worker_id
-        backoff = 0.1
-        while True:
+        # Should the claim's answer be lost, its event tells this call from any other, another child's too.
+        claimant = f"by process {os.getpid()}, claim {secrets.token_hex(4)}"
+        asked_at = steady_clock()
+        is_in_doubt = is_held = False
+
+        def ask() -> Claim | None:
+            nonlocal asked_at, is_held
             asked_at = steady_clock()
-            try:
-                with database.statement() as cursor:
-                    claim = executions.claim(
-                        cursor,
-                        tenant,
-                        request.id,
-                        attempt=number,
-                        worker_id=worker_id,
+            with database.statement() as cursor:
+                given = executions.claim(
+                    cursor,
+                    tenant,
+                    request.id,
+                    attempt=number,
+                    worker_id=worker_id,
+                    lease_ttl=kernel.settings.lease_ttl,
+                    policy=kernel.stored_policy_of(task),
+                    claimant=claimant,
+                    epoch=epoch,
+                    prepare=database.prepared_statements,
+                )
+                if given is None and is_in_doubt:
+                    given = executions.find_claim(
+                        cursor, tenant, request.id, attempt=number, claimant=claimant,
                         lease_ttl=kernel.settings.lease_ttl,
-                        policy=kernel.stored_policy_of(task),
-                        epoch=epoch,
-                        prepare=database.prepared_statements,
-                    )
-                    # This was its message: a row that waits all the same is rung when its tenant starts work again.
-                    is_held = claim is None and executions.unring(cursor, tenant, request.id, number)
-                break
-            except DatabaseUnavailable as error:
-                log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
-                time.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, MAX_BACKOFF)
-            except (UndefinedTable, InvalidSchemaName) as error:
-                kernel.tenants.forget(tenant)
-                log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
-                raise Ignore(f"tenant {tenant} is gone") from error
+                    )  # fmt: skip
+                    if given is not None:
+                        log("claim.found", tenant=tenant, execution_id=request.id, attempt=number)
+                # This was its message: a row that waits all the same is rung when its tenant starts work again.
+                is_held = given is None and executions.unring(cursor, tenant, [(request.id, number)])
+                return given
+
+        def wait(error: DatabaseUnavailable) -> None:
+            nonlocal is_in_doubt
+            is_in_doubt = True
+            log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
+
+        try:
+            claim = until_available(ask, wait)
+        except (UndefinedTable, InvalidSchemaName) as error:
+            kernel.tenants.forget(tenant)
+            log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
+            raise Ignore(f"tenant {tenant} is gone") from error
         if claim is None and is_held:
             log("claim.held", tenant=tenant, execution_id=request.id, attempt=number)
             raise Ignore(f"held back: {tenant} starts nothing now")

@@ -20,7 +20,10 @@ KEY_HEADER = "cloacina_idempotency_key"
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL's escape; after an escaped backslash the same characters are a text about one."""
 
-_TRANSIENT_HEADERS = ("eta", "cloacina_delay", "cloacina_eta")
+DELAY_HEADERS = {"countdown": "cloacina_delay", "eta": "cloacina_eta"}
+"""By which of them an option of ``apply_async`` reaches the row; no message carries one."""
+
+_TRANSIENT_HEADERS = ("eta", *DELAY_HEADERS.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState
 from cloacina_celery.core.tenant import is_tenant_name, validate_tenant_name
-from cloacina_celery.errors import UnknownTenant
+from cloacina_celery.errors import DatabaseUnavailable, UnknownTenant
 from cloacina_celery.store.busy import MARK_INTERVAL
 
 REMEMBERED = 10_000
@@ -58,7 +58,13 @@ class TenantDirectory:
         """Return how a tenant stands, as the catalog said a second ago at the most; an unknown one is removed."""
         if self._fresh_until.get(name, 0.0) > time.monotonic():
             return self._known.get(name) or _never_was(name)
-        return self._look(name)
+        try:
+            return self._look(name)
+        except DatabaseUnavailable:
+            # A submission that has its connection already need not fail for this: what was true lately must do.
+            if name not in self._known:
+                raise
+            return self._known[name]
 
     def epoch_of(self, name: str) -> int:
         """Return a tenant's epoch, by what `standing_of` says."""

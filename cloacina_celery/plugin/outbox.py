@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kombu import Exchange, Queue, serialization
 
 from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.plugin.envelope import dump_json, load_json
-from cloacina_celery.plugin.publisher import BROKER_TROUBLE
-from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import outbox
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
+    from kombu import Producer
+
     from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.publisher import Publisher
     from cloacina_celery.runtime.context import Unit
 
 
 class Outbox:
     """Send plain messages at least once, however the process that settled ends."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, publisher: Publisher) -> None:
         self._kernel = kernel
+        self._publisher = publisher
 
     def post(self, unit: Unit, name: str, message: Any, options: dict[str, Any]) -> None:
         """Keep a message in the settling transaction, and send it once that has committed.
@@ -41,14 +44,11 @@ class Outbox:
     def send(self, letters: Sequence[Letter]) -> list[int]:
         """Send messages, and return the ids of those that the broker has taken."""
         sent = []
-        try:
-            with without_fork(), self._kernel.app.producer_or_acquire() as producer:
-                for letter in letters:
-                    self._send(producer, letter)
-                    sent.append(letter.id)
-        except BROKER_TROUBLE as error:
-            for letter in letters[len(sent) :]:
-                log("callback.unsent", task=letter.task, error=" ".join(str(error).split()))
+        for letter in letters:
+            if self._publisher.send_each(self._queue_name(letter), [partial(self._send, letter)]):
+                sent.append(letter.id)
+            else:
+                log("callback.unsent", task=letter.task, error="the broker refused it")
         return sent
 
     def _send_now(self, tenant: str, letter: Letter) -> None:
@@ -75,7 +75,11 @@ class Outbox:
             f"arguments or options of {name}, which follows a durable task,",
         )
 
-    def _send(self, producer: Any, letter: Letter) -> None:
+    def _queue_name(self, letter: Letter) -> str:
+        *_, options = load_json(letter.message)
+        return str(options.get("queue") or self._kernel.app.conf.task_default_queue)
+
+    def _send(self, letter: Letter, producer: Producer) -> None:
         headers, properties, body, sent_event, options = load_json(letter.message)
         if "content_type" in properties:
             body = b64decode(body)

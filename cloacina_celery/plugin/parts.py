@@ -31,9 +31,10 @@ class Parts:
         """Make the parts of one plugin."""
         kernel = Kernel(overrides)
         publisher, backends, settler = Publisher(kernel), Backends(kernel), Settler(kernel)
-        outbox = Outbox(kernel)
+        outbox = Outbox(kernel, publisher)
         recovery = Recovery(kernel, publisher, outbox, settler, backends)
         backends.on_revoked = recovery.revoked
+        settler.recover_attempt = recovery.recover_attempt
         return cls(
             kernel=kernel,
             publisher=publisher,

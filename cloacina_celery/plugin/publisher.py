@@ -6,30 +6,33 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from kombu import Queue
-from kombu.exceptions import KombuError, OperationalError
+from amqp.exceptions import ChannelError
+from kombu.transport import virtual
 
 from cloacina_celery.errors import CloacinaError
+from cloacina_celery.plugin.breaker import Breaker
+from cloacina_celery.plugin.connections import BoundedConnections, BrokerRefuses, QueueRefuses, is_not_found
 from cloacina_celery.plugin.doorbell import at_the_head
 from cloacina_celery.plugin.envelope import Envelope
-from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import executions
 from cloacina_celery.store.executions import Ring
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
+    from celery.app.amqp import Queues
+    from kombu import Producer, Queue
+
     from cloacina_celery.plugin.kernel import Kernel
 
-BROKER_PAUSE = 1.0
-"""Seconds for which a broker that refused a message is not tried again in the background."""
+QUEUE_PAUSE = 10.0
+"""Seconds for which a tenant is not tried again whose queue the broker refused: somebody has to mend that."""
 
-PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
-"""Enough for a connection that went stale; for a broker that is down there is the row."""
-
-# Errors of a broker that is down or refuses; what else may go wrong is a mistake and must be seen.
-BROKER_TROUBLE = (KombuError, OperationalError, OSError)
+Outgoing = tuple[str, int, Callable[["Producer"], None]]
+"""Execution id, the attempt that it rings for, and what sends it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,55 +52,103 @@ class Publisher:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._down_until = 0.0
-        self._queues: dict[str, Queue] = {}
+        self._breaker = Breaker()
+        self._refused_until: dict[str, float] = {}
+        self._queues: Queues | None = None
+        self.connections = BoundedConnections(kernel)
 
-    def publish(self, ring: FirstRing, producer: Any = None) -> None:
-        """Publish a new row's message; the row is committed, so a broker that refuses is logged and not raised.
+    def publish(self, ring: FirstRing) -> None:
+        """Publish a new row's message; the row is committed, so a broker that refuses is logged and not raised."""
 
-        Args:
-            producer: the caller's, if it still has one; else one is taken from the app's pool.
-        """
-        try:
-            with without_fork(), self._kernel.app.producer_or_acquire(producer) as acquired:
-                self._send(acquired, ring.task, ring.message, ring.tenant, ring.properties)
-        except BROKER_TROUBLE as error:
-            self._unring(ring.tenant, ring.execution_id, ring.attempt, error)
+        def send(producer: Producer) -> None:
+            self._send(producer, ring.task, ring.message, ring.tenant, ring.properties)
+
+        self._publish(ring.tenant, [(ring.execution_id, ring.attempt, send)])
 
     def publish_rings(self, rings: Sequence[Ring]) -> None:
-        """Publish messages from rows; what the broker refuses is noted in the row and left to the next poll."""
-        if not rings:
-            return
-        done = 0
-        try:
-            with without_fork(), self._kernel.app.producer_or_acquire() as producer:
-                for ring in rings:
-                    self._send_ring(producer, ring)
-                    done += 1
-        except BROKER_TROUBLE as error:
-            self._down_until = time.monotonic() + BROKER_PAUSE
-            for ring in rings[done:]:
-                self._unring(ring.tenant, ring.execution_id, ring.attempt, error)
+        """Publish messages from rows; what the broker refuses is noted in the row and left to a later poll."""
+        for tenant, of_tenant in groupby(rings, key=lambda ring: ring.tenant):
+            self._publish(
+                tenant,
+                [(ring.execution_id, ring.attempt, partial(self._send_ring, ring)) for ring in of_tenant],
+            )
 
-    def can_publish(self) -> bool:
-        """Tell whether the broker has not just refused."""
-        return time.monotonic() >= self._down_until
+    def can_publish(self, queue: str) -> bool:
+        """Tell whether the broker has not just refused, neither altogether nor this queue."""
+        return not self._breaker.is_open and time.monotonic() >= self._refused_until.get(queue, 0.0)
 
     def queue_depth(self, tenant: str) -> int | None:
         """Count the messages that wait in a tenant's queue; ``None`` if the broker does not say."""
+        if not self.can_publish(tenant):
+            return None
         try:
-            with without_fork(), self._kernel.app.connection_for_write() as connection:
-                channel = connection.default_channel
-                try:
-                    return int(channel.queue_declare(queue=tenant, passive=True).message_count)
-                except connection.channel_errors:
-                    return 0  # no such queue, so nothing waits in it
-                except connection.connection_errors:
-                    return None  # redis' own errors are none of Python's or kombu's
-        except BROKER_TROUBLE:
+            with self.connections.producer() as producer:
+                return self.connections.do(producer, partial(self._look, producer, tenant))
+        except BrokerRefuses:
             return None
 
-    def _send_ring(self, producer: Any, ring: Ring) -> None:
+    def queue_of(self, tenant: str) -> Queue:
+        """Return a tenant's queue as a worker that is started with its name declares it."""
+        listed: Queue | None = self._kernel.app.amqp.queues.get(tenant)
+        if listed is not None:
+            return listed
+        if self._queues is None:
+            # Not app.amqp.queues itself: a worker started without -Q consumes all that is in there.
+            self._queues = self._kernel.app.amqp.Queues(None, create_missing=True)
+        queue: Queue = self._queues[tenant]
+        return queue
+
+    def _publish(self, tenant: str, messages: Sequence[Outgoing]) -> None:
+        sent = self.send_each(tenant, [send for _, _, send in messages])
+        unsent = [(execution_id, attempt) for execution_id, attempt, _ in messages[sent:]]
+        # If the database is away too, the rows stay committed as rung, and the sweep finds them stranded.
+        if unsent:
+            with suppress(CloacinaError), self._kernel.database.statement() as cursor:
+                executions.unring(cursor, tenant, unsent)
+
+    def send_each(self, queue: str, sends: Sequence[Callable[[Producer], object]]) -> int:
+        """Send to a queue in order, for as long as the broker takes it; return how many it took."""
+        sent = 0
+        if not self.can_publish(queue) or not self._breaker.admits(patience=self.connections.timeout):
+            return sent
+        began, refusals = time.monotonic(), self._breaker.refusals
+        try:
+            with self.connections.producer() as producer:
+                # Whoever had to wait for a producer may have waited for somebody to whom the broker refused.
+                while sent < len(sends) and self._breaker.refusals == refusals:
+                    began = time.monotonic()
+                    self.connections.do(producer, partial(sends[sent], producer))
+                    sent += 1
+            if sent:
+                self._refused_until.pop(queue, None)
+                self._note_answer()
+        except QueueRefuses as error:
+            self._refused_until[queue] = time.monotonic() + QUEUE_PAUSE
+            log("queue.refused", queue=queue, error=str(error), seconds=QUEUE_PAUSE)
+            self._note_answer()
+        except BrokerRefuses as error:
+            pause = self._breaker.refused(after=time.monotonic() - began)
+            log("broker.refused", error=str(error), seconds=pause)
+        return sent
+
+    def _note_answer(self) -> None:
+        was_open_for = self._breaker.accepted()
+        if was_open_for is not None:
+            log("broker.back", seconds=was_open_for)
+
+    def _look(self, producer: Producer, tenant: str) -> int:
+        channel = producer.channel
+        try:
+            return int(channel.queue_declare(queue=tenant, passive=True).message_count)
+        except ChannelError as error:
+            if not is_not_found(error):
+                raise
+            if not isinstance(channel, virtual.Channel):
+                # RabbitMQ has closed the channel over it. A new one will declare the queue when it publishes.
+                self.connections.drop(producer)
+            return 0
+
+    def _send_ring(self, ring: Ring, producer: Producer) -> None:
         envelope = Envelope.load(ring.message)
         epoch = self._kernel.tenants.epoch_of(ring.tenant)
         headers = envelope.ringing_for(ring.tenant, epoch, ring.attempt, ring.failures)
@@ -105,31 +156,10 @@ class Publisher:
         with at_the_head(producer) if ring.goes_first else nullcontext():
             self._send(producer, headers["task"], message, ring.tenant, envelope.properties)
 
-    def _send(self, producer: Any, task: str, message: Any, tenant: str, properties: dict[str, Any]) -> None:
+    def _send(
+        self, producer: Producer, task: str, message: Any, tenant: str, properties: dict[str, Any]
+    ) -> None:
         send: Callable[..., Any] = self._kernel.send
         send(
-            producer,
-            task,
-            message,
-            queue=self.queue_of(tenant),
-            serializer="json",
-            retry=True,
-            retry_policy=PUBLISH_RETRY,
-            **properties,
+            producer, task, message, queue=self.queue_of(tenant), serializer="json", retry=False, **properties
         )
-
-    def queue_of(self, tenant: str) -> Queue:
-        """Return a tenant's queue as the app declares its queues."""
-        queue = self._queues.get(tenant)
-        if queue is None:
-            queues = self._kernel.app.amqp.queues
-            # Not added to app.amqp.queues: a worker started without -Q consumes all that is in there.
-            queue = self._queues[tenant] = queues.get(tenant) or queues.new_missing(tenant)
-        return queue
-
-    def _unring(self, tenant: str, execution_id: str, attempt: int, error: BaseException) -> None:
-        text = " ".join(str(error).split())
-        log("submit.unpublished", tenant=tenant, execution_id=execution_id, error=text)
-        # If the database is away too, the row stays committed as rung, and the sweep finds it stranded.
-        with suppress(CloacinaError), self._kernel.database.statement() as cursor:
-            executions.unring(cursor, tenant, execution_id, attempt)

@@ -6,11 +6,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import virtual
 
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import TenantUnfinished
-from cloacina_celery.plugin.publisher import BROKER_TROUBLE
 from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import workers
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from cloacina_celery.plugin.kernel import Kernel
     from cloacina_celery.plugin.publisher import Publisher
+
+BROKER_TROUBLE = (KombuError, OperationalError, OSError)
 
 TRIES = 5
 PAUSE = 0.3
@@ -62,7 +64,7 @@ class TenantQueues:
                         if not _exists(name, connection):
                             return
                     time.sleep(PAUSE)
-        except BROKER_TROUBLE as error:
+        except (*BROKER_TROUBLE, *app.connection().connection_errors) as error:
             raise TenantUnfinished(
                 name, verb, f"the broker did not delete its queue ({' '.join(str(error).split())})"
             ) from error

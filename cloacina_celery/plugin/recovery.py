@@ -45,6 +45,14 @@ class Recovery:
             on_abandoned=self._on_abandoned,
         )
 
+    def recover_attempt(self, tenant: str, execution_id: str, attempt: int, *, reason: str) -> bool:
+        """Recover a lost attempt now; ``False`` if it has ended otherwise.
+
+        Raises:
+            DatabaseUnavailable, LockNotAvailable: it must be tried again.
+        """
+        return self.reaper().recover_attempt(tenant, execution_id, attempt, reason=reason) > 0
+
     def attempt_lost(self, tenant: str, execution_id: str, attempt: int, *, reason: str) -> None:
         """Recover an attempt whose process the worker saw die."""
         self._kernel.in_background(

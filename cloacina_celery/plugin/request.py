@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,13 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
+from cloacina_celery.store.workers import Reserved
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.recovery import Recovery
+
+NAMED_AFTER = 2.0
+"""Seconds after which a message that waits in this worker is named: a worker that keeps up names none."""
 
 
 class DurableRequest(Request):
@@ -77,16 +81,30 @@ def held_attempts() -> list[tuple[str, str, int]]:
     return [request.held for request in _durable(state.active_requests) if request.held is not None]
 
 
-def reserved_counts() -> dict[str, int]:
-    """Count, by tenant, the durable messages that were delivered to this worker and have not started."""
-    active = set(_durable(state.active_requests))
-    return dict(
-        Counter(
-            request.held[0]
+class ReservedMessages:
+    """Knows the durable messages that were delivered to this worker and have not started, and since when."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def by_tenant(self) -> dict[str, Reserved]:
+        """Count them by tenant, and name those that have been here for some seconds."""
+        now = time.monotonic()
+        active = set(_durable(state.active_requests))
+        waiting = [
+            request.held
             for request in _durable(state.reserved_requests)
             if request not in active and request.held is not None
-        )
-    )
+        ]
+        self._since = {held[1]: self._since.get(held[1], now) for held in waiting}
+        found: dict[str, Reserved] = {}
+        for tenant, execution_id, _ in waiting:
+            before = found.get(tenant, Reserved(count=0))
+            is_named = now - self._since[execution_id] >= NAMED_AFTER
+            found[tenant] = Reserved(
+                count=before.count + 1, ids=(*before.ids, execution_id) if is_named else before.ids
+            )
+        return found
 
 
 def _durable(requests: Iterable[Request]) -> list[DurableRequest]:

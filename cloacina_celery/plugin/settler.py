@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,19 @@ from cloacina_celery.errors import (
 from cloacina_celery.plugin.claimer import Claimer
 from cloacina_celery.plugin.envelope import dump_json
 from cloacina_celery.plugin.failures import describe_error, lineage_of, retry_after
+from cloacina_celery.runtime import settling
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit
-from cloacina_celery.runtime.units import SessionUnit, settlement
-from cloacina_celery.store import executions, queries
+from cloacina_celery.runtime.units import CursorUnit, SessionUnit, settlement
+from cloacina_celery.store import executions
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Cursor, is_disconnect
+from cloacina_celery.store.database import Cursor, is_disconnect, on_lent_connection
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
 
 Body = Callable[[], Any]
-
-MAX_BACKOFF = 5.0
 
 
 class Settler:
@@ -45,6 +44,7 @@ class Settler:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._claimer = Claimer(kernel)
+        self.recover_attempt: settling.RecoverAttempt
 
     def run(self, task: Task, body: Body) -> Any:
         """Claim the attempt that the current message rings for, run ``body``, and settle the outcome.
@@ -65,7 +65,7 @@ class Settler:
         try:
             result = body()
         except Ignore as ignored:
-            self._settle_ignored(task, attempt, ignored)
+            self._settle_ignored(attempt, ignored)
             raise
         except Reject as rejected:
             self._settle_rejected(task, attempt, rejected)
@@ -76,6 +76,7 @@ class Settler:
         except LeaseLost as lost:
             self._lost(attempt, lost)
         except Exception as error:  # noqa: BLE001  # whatever a task raises is its outcome
+            self._recover_if_cut(attempt, error)
             return self._settle_failed(task, attempt, error)
         else:
             if attempt.requested_retry is not None:  # self.retry(throw=False)
@@ -103,24 +104,37 @@ class Settler:
             if attempt.session is not None:
                 self._commit_with_session(task, attempt, result, stored, follows=follows)
             elif follows:
-                with settlement(attempt.database, attempt.tenant) as unit:
+
+                def succeed(unit: CursorUnit) -> None:
                     self._succeed(unit.cursor(), attempt, stored)
                     self._follow_success(task, attempt, result)
+
+                settling.settle(attempt, succeed, "succeeded")
             else:
                 self._succeed_alone(attempt, stored)
         except LeaseLost as lost:
             self._lost(attempt, lost)
         except Exception as error:  # noqa: BLE001  # the database, or what follows, may refuse anything
             if not is_disconnect(error):
+                self._recover_if_cut(attempt, error)
                 # Such as a constraint that the effects break at the flush or the commit: a failure like any other.
                 self._settle_failed(task, attempt, error)
-            self._after_lost_answer(attempt, error)
+            self._after_lost_commit(attempt, error)
         # What follows is in the database; Celery's tracer must not send it a second time.
         request.callbacks = request.chain = None
 
     def _succeed_alone(self, attempt: Attempt, stored: str | None) -> None:
-        with attempt.database.statement() as cursor:
-            self._succeed(cursor, attempt, stored, prepare=attempt.database.prepared_statements)
+        try:
+            with attempt.database.statement() as cursor:
+                self._succeed(cursor, attempt, stored, prepare=attempt.database.prepared_statements)
+        except DatabaseUnavailable as error:
+            settling.note_waiting(attempt, error)
+            settling.settle(
+                attempt,
+                lambda unit: self._succeed(unit.cursor(), attempt, stored),
+                "succeeded",
+                is_in_doubt=True,
+            )
 
     def _succeed(
         self, cursor: Cursor, attempt: Attempt, stored: str | None, *, prepare: bool = False
@@ -136,7 +150,8 @@ class Settler:
         session = attempt.session
         assert session is not None
         unit: Unit = SessionUnit(session, attempt.tenant, is_settlement=True)
-        self._succeed(unit.cursor(), attempt, stored)
+        with on_lent_connection():
+            self._succeed(unit.cursor(), attempt, stored)
         if follows:
             with bind_unit(unit):
                 self._follow_success(task, attempt, result)
@@ -161,29 +176,28 @@ class Settler:
         attempt.discard_session()
         einfo = ExceptionInfo()
         described = describe_error(task, error, einfo.traceback)
-        try:
-            with settlement(attempt.database, attempt.tenant) as unit:
-                decision = executions.fail(
-                    unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
-                    lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
-                    retry_after=retry_after(error),
-                )  # fmt: skip
-                if decision is None:
-                    raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
-                if isinstance(decision, Fail):
-                    task.backend.after_failure(task.request, error, einfo.traceback)
-        except LeaseLost as lost:
-            self._lost(attempt, lost)
-        except DatabaseUnavailable as unavailable:
-            self._after_lost_answer(attempt, unavailable)
+        decision: Retry | Fail | None = None
+
+        def fail(unit: CursorUnit) -> None:
+            nonlocal decision
+            made = executions.fail(
+                unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
+                lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
+                retry_after=retry_after(error),
+            )  # fmt: skip
+            self._require(made is not None, attempt)
+            decision = made
+            if isinstance(made, Fail):
+                task.backend.after_failure(task.request, error, einfo.traceback)
+
+        self._settle(attempt, fail, "failed", "retry_scheduled")
         match decision:
             case Retry(delay=delay):
                 raise CeleryRetry(exc=error, when=delay) from error
-            case Fail():
+            case _:
                 raise error
 
     def _settle_requested_retry(self, task: Task, attempt: Attempt, retry: CeleryRetry) -> None:
-        attempt.discard_session()
         requested = attempt.requested_retry
         cause = retry.exc or retry
         # self.retry(throw=False) raises nothing.
@@ -192,51 +206,50 @@ class Settler:
         when = retry.when if requested is None else None
         delay = requested.delay if requested else when if isinstance(when, (int, float)) else None
         eta = requested.eta if requested else when if isinstance(when, datetime) else None
-        try:
-            with attempt.database.transaction() as cursor:
-                if not executions.retry(
-                    cursor, attempt.tenant, attempt.id, attempt.attempt, error=described, delay=delay, eta=eta,
-                    message=requested.message if requested else None,
-                ):  # fmt: skip
-                    raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
-        except LeaseLost as lost:
-            self._lost(attempt, lost)
-        except DatabaseUnavailable as unavailable:
-            self._after_lost_answer(attempt, unavailable)
 
-    def _settle_ignored(self, task: Task, attempt: Attempt, ignored: Ignore) -> None:
+        def retry_later(unit: CursorUnit) -> None:
+            settled = executions.retry(
+                unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described, delay=delay, eta=eta,
+                message=requested.message if requested else None,
+            )  # fmt: skip
+            self._require(settled, attempt)
+
+        self._settle(attempt, retry_later, "retry_scheduled")
+
+    def _settle_ignored(self, attempt: Attempt, ignored: Ignore) -> None:
         replacement = attempt.replacement
-        try:
-            if replacement is None:
-                with self._ending(attempt) as unit:
-                    settled = executions.end_cancelled(
-                        unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
-                        reason=f"the task raised Ignore: {ignored}".replace("\0", ""),
-                    )  # fmt: skip
-                    self._require(settled, attempt)
-            else:
-                with self._ending(attempt) as unit:
-                    self._require(
-                        executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt), attempt
-                    )
-                    with bind_unit(unit):
-                        replacement.apply_async()
-        except LeaseLost as lost:
-            self._lost(attempt, lost)
-        except DatabaseUnavailable as unavailable:
-            self._after_lost_answer(attempt, unavailable)
+
+        def cancel(unit: CursorUnit) -> None:
+            settled = executions.end_cancelled(
+                unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
+                reason=f"the task raised Ignore: {ignored}".replace("\0", ""),
+            )  # fmt: skip
+            self._require(settled, attempt)
+
+        def replace(unit: CursorUnit) -> None:
+            settled = executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt)
+            self._require(settled, attempt)
+            replacement.apply_async()
+
+        if replacement is None:
+            self._settle(attempt, cancel, "cancelled")
+        else:
+            self._settle(attempt, replace, "replaced")
 
     def _settle_rejected(self, task: Task, attempt: Attempt, rejected: Reject) -> None:
         if not rejected.requeue:
-            try:
+            with suppress(Reject, CeleryRetry):
                 self._settle_failed(task, attempt, rejected)
-            except (Reject, CeleryRetry):
-                return
-        attempt.discard_session()
-        with attempt.database.statement() as cursor:
-            executions.release_attempt(
-                cursor, attempt.tenant, attempt.id, attempt.attempt, reason="the task asked to be requeued"
-            )
+            return
+
+        def release(unit: CursorUnit) -> None:
+            settled = executions.release_attempt(
+                unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
+                reason="the task asked to be requeued",
+            )  # fmt: skip
+            self._require(settled, attempt)
+
+        self._settle(attempt, release, "released")
 
     def settle_timed_out(
         self, tenant: str, execution_id: str, attempt: int, error: Exception, request: Any
@@ -259,33 +272,41 @@ class Settler:
         if not settled:
             raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
 
-    def _ending(self, attempt: Attempt) -> Any:
-        attempt.discard_session()
-        return settlement(attempt.database, attempt.tenant)
+    def _settle(self, attempt: Attempt, write: Callable[[CursorUnit], None], *kinds: str) -> None:
+        try:
+            settling.settle(attempt, write, *kinds)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
 
     def _lost(self, attempt: Attempt, lost: LeaseLost) -> Any:
         attempt.discard_session()
         log("settle.fenced", tenant=attempt.tenant, execution_id=attempt.id, attempt=attempt.attempt)
         raise Ignore(str(lost)) from lost
 
-    def _after_lost_answer(self, attempt: Attempt, error: Exception) -> None:
-        """Find out what became of a settlement whose answer did not come; give the attempt back if nothing did.
+    def _after_lost_commit(self, attempt: Attempt, error: Exception) -> None:
+        """Return if the session's commit, whose answer did not come, was done all the same.
 
-        Returns normally only if the settlement was committed.
+        Raises:
+            Ignore: it was not, and the execution will run again; or the attempt was lost.
         """
-        attempt.discard_session()
-        backoff = 0.1
-        while True:
-            try:
-                with attempt.database.statement() as cursor:
-                    row = queries.get(cursor, attempt.tenant, attempt.id)
-                    if row is not None and row.attempt == attempt.attempt and row.state == "succeeded":
-                        return
-                    executions.release_attempt(
-                        cursor, attempt.tenant, attempt.id, attempt.attempt,
-                        reason=f"the database went away before it was settled: {error}",
-                    )  # fmt: skip
+        try:
+            if not settling.after_lost_commit(attempt, error, self.recover_attempt):
                 raise Ignore("the settlement was rolled back; the execution will run again") from error
-            except DatabaseUnavailable:
-                time.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, MAX_BACKOFF)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+
+    def _recover_if_cut(self, attempt: Attempt, error: Exception) -> None:
+        """Move the attempt on by its recovery budget if what it raised came from a connection of ours that broke.
+
+        The task did nothing wrong, so no failure is counted; but its statement may be what breaks the server, so
+        it does not run for ever.
+
+        Raises:
+            Ignore: it did, and the attempt has been recovered or abandoned.
+        """
+        try:
+            reason = settling.recover_if_cut(attempt, error, self.recover_attempt)
+        except LeaseLost as lost:
+            self._lost(attempt, lost)
+        if reason is not None:
+            raise Ignore(f"the run was lost: {reason}") from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from sqlalchemy.orm import Session, scoped_session
@@ -14,22 +15,25 @@ from cloacina_celery.core.retry import MAX_DELAY
 from cloacina_celery.core.tenancy import Standing
 from cloacina_celery.errors import (
     CloacinaError,
+    DatabaseUnavailable,
     InvalidPayload,
     TenantMismatch,
     TenantNotBound,
     UnknownTenant,
 )
-from cloacina_celery.plugin.envelope import KEY_HEADER, Envelope
+from cloacina_celery.plugin.envelope import DELAY_HEADERS, KEY_HEADER, Envelope
 from cloacina_celery.plugin.publisher import FirstRing, Publisher
 from cloacina_celery.runtime.attempt import RequestedRetry
 from cloacina_celery.runtime.context import Unit, bound_tenant, current_attempt, current_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import chords, executions
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, on_lent_connection
 from cloacina_celery.store.executions import Submission, Submitted
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
+
+T = TypeVar("T")
 
 OWN_OPTIONS = ("tenant", "idempotency_key", "session")
 """What ``apply_async`` takes beside Celery's options."""
@@ -67,23 +71,25 @@ class Submitter:
         """Insert the row of a durable call and publish its message, now or after the caller's commit."""
         headers, properties, body, sent_event = message
         headers.update(options.get("headers") or {})
-        delay = _seconds(headers.pop("cloacina_delay", None))
-        eta = _aware(headers.pop("cloacina_eta", None), self._kernel.app.timezone)
+        delay = _seconds(headers.pop(DELAY_HEADERS["countdown"], None))
+        eta = _aware(headers.pop(DELAY_HEADERS["eta"], None), self._kernel.app.timezone)
         envelope = Envelope(headers, {**properties, **_properties(options)}, body)
         attempt = current_attempt()
         if attempt is not None and attempt.id == headers["id"] and attempt.task == name:
             # The task's own self.retry(): no new row, the settlement will move this one.
             attempt.requested_retry = RequestedRetry(message=envelope.dump(name), delay=delay, eta=eta)
             return
-        tenant, unit = self._place(name, options, headers)
-        submission = self._submission(name, envelope, delay, eta, options)
+        tenant, unit = _patiently(lambda: self._place(name, options, headers))
+        submission = self._submission(name, envelope, tenant, delay, eta, options)
         if unit is not None:
             # What leaves after the commit is what the row says, also if the caller changes a list meanwhile.
             body = Envelope.load(submission.message).body
         self._kernel.locations.remember(submission.execution_id, tenant)
         for execution_id in envelope.following_ids():
             self._kernel.locations.remember(execution_id, tenant)
-        self._kernel.busy_marks.ensure(tenant)
+        # A hint may be missing, and must not cost a submission that has its connection already.
+        with suppress(DatabaseUnavailable):
+            self._kernel.busy_marks.ensure(tenant)
         # Before the row: once that is committed, nothing but the broker may fail, and that is no error.
         epoch = self._kernel.tenants.epoch_of(tenant)
         submitted = self._insert(tenant, submission, unit)
@@ -98,7 +104,7 @@ class Submitter:
             properties=envelope.properties,
         )
         if unit is None:
-            self._publisher.publish(first, producer)
+            self._publisher.publish(first)
         else:
             unit.after_commit(lambda: self._publish_later(first))
 
@@ -165,6 +171,7 @@ class Submitter:
         self,
         name: str,
         envelope: Envelope,
+        tenant: str,
         delay: float | None,
         eta: datetime | None,
         options: dict[str, Any],
@@ -190,6 +197,7 @@ class Submitter:
             eta=eta if delay is None else None,
             group_id=envelope.headers.get("group") if in_chord else None,
             group_index=envelope.headers.get("group_index") if in_chord else None,
+            is_rung=self._publisher.can_publish(tenant),
         )
 
     def _insert(self, tenant: str, submission: Submission, unit: Unit | None) -> Submitted | None:
@@ -197,15 +205,28 @@ class Submitter:
         try:
             chord_size = self._kernel.chord_sizes.take(submission.group_id)
             if unit is not None:
-                return _insert_all(unit.cursor(), tenant, submission, chord_size)
-            if chord_size is not None:
-                with settlement(database, tenant) as own:
-                    return _insert_all(own.cursor(), tenant, submission, chord_size)
-            with database.statement() as cursor:
-                return executions.submit(cursor, tenant, submission, prepare=database.prepared_statements)
+                with on_lent_connection():
+                    return _insert_all(unit.cursor(), tenant, submission, chord_size)
+
+            def insert() -> Submitted | None:
+                if chord_size is not None:
+                    with settlement(database, tenant) as own:
+                        return _insert_all(own.cursor(), tenant, submission, chord_size)
+                with database.statement() as cursor:
+                    return executions.submit(cursor, tenant, submission, prepare=database.prepared_statements)
+
+            # Doing it again is safe, since the id is the same; if the first time was committed after all, the message
+            # is found missing and sent by the sweep.
+            return _patiently(insert)
         except (UndefinedTable, InvalidSchemaName) as error:
             self._kernel.tenants.forget(tenant)
             raise UnknownTenant(tenant) from error
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Wait for the database inside of a task, as its worker does; a caller outside is told that it is away."""
+    attempt = current_attempt()
+    return work() if attempt is None else attempt.wait_for_database(work)
 
 
 def _insert_all(

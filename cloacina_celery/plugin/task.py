@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, InvalidTaskError
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.errors import InvalidPayload, SettingsError
-from cloacina_celery.plugin.envelope import KEY_HEADER
+from cloacina_celery.plugin.envelope import DELAY_HEADERS, KEY_HEADER
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
 from cloacina_celery.runtime.context import bind_tenant, bound_tenant, current_attempt
@@ -176,6 +176,11 @@ class DurableTask(Task):
             )
             task_id = id_for_key(self.parts.kernel.tenants.standing_of(tenant), key)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
+        # Past Celery, which with quorum queues would send a delayed message by another exchange, or warn that it
+        # cannot; the row keeps the delay.
+        for option, header in DELAY_HEADERS.items():
+            if (value := options.pop(option, None)) is not None:
+                options["headers"] = {**(options.get("headers") or {}), header: value}
         return super().apply_async(args, kwargs, task_id=task_id, **options)
 
     def _apply_eagerly(self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]) -> Any:

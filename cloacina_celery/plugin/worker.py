@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, SettingsError
-from cloacina_celery.plugin.request import held_attempts, reserved_counts
+from cloacina_celery.plugin.request import ReservedMessages, held_attempts
 from cloacina_celery.plugin.tenants import Tenants
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
@@ -50,7 +50,7 @@ class KeeperStep(bootsteps.StartStopStep):
                         name for name in list(queues.consume_from) if kernel.tenants.knows(name)
                     ],
                     held=held_attempts,
-                    reserved=reserved_counts,
+                    reserved=ReservedMessages().by_tenant,
                     look=kernel.tenants.look_again,
                 ),
             )

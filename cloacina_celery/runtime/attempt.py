@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cloacina_celery.errors import LeaseLost
+from cloacina_celery.errors import DatabaseUnavailable, LeaseLost
 from cloacina_celery.runtime.context import bind_unit
+from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import LeaseBoard, steady_clock
 from cloacina_celery.runtime.units import SessionUnit
 from cloacina_celery.store import executions
-from cloacina_celery.store.database import Database
-from cloacina_celery.store.sessions import TenantSession
+from cloacina_celery.store.database import Database, on_lent_connection
+from cloacina_celery.store.sessions import TenantSession, begin
+from cloacina_celery.telemetry import log
+
+T = TypeVar("T")
+
+PATIENCE_WITH_SESSION = 10.0
+"""Seconds for which a task that has a connection waits for a second one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +76,16 @@ class Attempt:
     def is_cancelled(self) -> bool:
         """Tell whether this attempt has been cancelled or otherwise lost its execution, by asking the database.
 
-        Raises:
-            DatabaseUnavailable: the database did not answer, and the attempt is still trusted.
+        Where that does not answer, it is asked again until it does, or until the attempt is trusted no more.
         """
-        if not self.is_trusted:
-            return True
-        with self.database.statement() as cursor:
-            return not executions.is_held(cursor, self.tenant, self.id, self.attempt)
+
+        def look() -> bool:
+            if not self.is_trusted:
+                return True
+            with self.database.statement() as cursor:
+                return not executions.is_held(cursor, self.tenant, self.id, self.attempt)
+
+        return self.wait_for_database(look)
 
     @contextmanager
     def open_session(self) -> Iterator[Session]:
@@ -94,9 +104,13 @@ class Attempt:
         session = self.session
         # The first block of a transaction needs no savepoint: rolling back all of it is the same and free.
         savepoint = session.begin_nested() if session.in_transaction() else None
+        if savepoint is None:
+            self.wait_for_database(partial(begin, session))
         try:
             unit = SessionUnit(session, self.tenant)
-            if not executions.is_held(unit.cursor(), self.tenant, self.id, self.attempt):
+            with on_lent_connection():
+                is_held = executions.is_held(unit.cursor(), self.tenant, self.id, self.attempt)
+            if not is_held:
                 raise LeaseLost(self.tenant, self.id, self.attempt)
             with bind_unit(unit):
                 yield session
@@ -111,13 +125,26 @@ class Attempt:
             if savepoint is not None and savepoint.is_active:
                 savepoint.commit()
 
+    def wait_for_database(self, work: Callable[[], T]) -> T:
+        """Do what may be done again until the database answers: one that is away must not cost a run its budget.
+
+        Raises:
+            DatabaseUnavailable: it did not for `PATIENCE_WITH_SESSION`, and the attempt has a session open. Each of a
+                server's last connections may be held by a task that waits for one more.
+        """
+        began_at = steady_clock()
+
+        def wait(error: DatabaseUnavailable) -> None:
+            log("attempt.waiting", tenant=self.tenant, execution_id=self.id, error=error)
+            is_holding = self.session is not None and self.session.in_transaction()
+            if is_holding and steady_clock() - began_at > PATIENCE_WITH_SESSION:
+                raise error
+
+        return until_available(work, wait)
+
     def discard_session(self) -> None:
         """End the attempt: what it did and has not committed is rolled back, its connection given back."""
         self.is_over = True
         if self.session is not None:
             session, self.session = self.session, None
-            try:
-                session.close()
-            except DBAPIError:
-                # It cannot even roll back: the connection is gone, and its transaction with it.
-                session.invalidate()
+            session.close()

@@ -20,6 +20,10 @@ from cloacina_celery.store.database import Database, DriverError, LockNotAvailab
 from cloacina_celery.telemetry import log
 
 MAX_BACKOFF = 5.0
+LONGEST_WAIT = 60.0
+"""Seconds after which the keeper gives a connection up that does not answer: twice what a statement may take."""
+SHUTDOWN_WAIT = 10.0
+"""Seconds for which a shutdown waits for a database that does not answer; the others recover what it held."""
 LOCKED_PAUSE = 0.5
 """Seconds after which work on a tenant that somebody had locked is tried again."""
 
@@ -88,9 +92,10 @@ class Keeper:
             self._thread.join(timeout=10)
         self._leases.stop()
         try:
-            released = self._reaper.release_worker(self._tenants(), self.worker_id, reason=reason)
-            with self._database.statement() as cursor:
-                workers.stop(cursor, self.worker_id, reason=reason)
+            with self._database.waits_limited_to(SHUTDOWN_WAIT):
+                released = self._reaper.release_worker(self._tenants(), self.worker_id, reason=reason)
+                with self._database.statement() as cursor:
+                    workers.stop(cursor, self.worker_id, reason=reason)
             log("worker.stopped", worker_id=self.worker_id, released=released)
         except (DriverError, CloacinaError) as error:
             # The lock goes with this process, and the others recover what could not be given back.
@@ -102,6 +107,10 @@ class Keeper:
         self._reaper.sweep_all()
 
     def _run(self) -> None:
+        with self._database.waits_limited_to(LONGEST_WAIT):
+            self._keep()
+
+    def _keep(self) -> None:
         next_poll = backoff = 0.0
         is_first = True
         while not self._stopping:
@@ -117,6 +126,7 @@ class Keeper:
                 backoff = 0.0
                 self._work_inbox(timeout=interval)
             except (DriverError, CloacinaError) as error:
+                self._reaper.note_answer(error)
                 backoff = min(max(backoff * 2, 0.2), MAX_BACKOFF)
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 time.sleep(backoff * random.uniform(0.5, 1.0))
@@ -148,10 +158,12 @@ class Keeper:
                 continue
             try:
                 work()
+                self._reaper.note_answer()
             except DatabaseUnavailable:
                 self._inbox.put(work)
                 raise
             except LockNotAvailable as error:
+                self._reaper.note_answer(error)
                 # One tenant is locked: the others must not wait for it, and its work must not be forgotten.
                 log("keeper.trouble", error=" ".join(str(error).split()))
                 self._locked.append((time.monotonic() + LOCKED_PAUSE, work))

@@ -34,14 +34,13 @@ MAX_BACKOFF = 2.0
 class Duties:
     """What a worker serves and has in its hands, asked anew each time.
 
-    ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved`` counts, by tenant, the
-    messages that were delivered to it and have not started. ``look`` has it learn, once per poll, which of its
-    tenants are gone.
+    ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved``, by tenant, the messages that
+    were delivered to it and have not started. ``look`` has it learn, once per poll, which of its tenants are gone.
     """
 
     tenants: Callable[[], Sequence[str]]
     held: Callable[[], Sequence[Held]]
-    reserved: Callable[[], Mapping[str, int]]
+    reserved: Callable[[], Mapping[str, workers.Reserved]]
     look: Callable[[], object] = lambda: None
 
 
@@ -91,6 +90,11 @@ class LeaseHolder:
         self._drop_liveness()
 
     def _run(self) -> None:
+        # Longer than it is trusted it need not wait: on a new connection it may yet come in time.
+        with self._database.waits_limited_to(trust_window(self._settings.lease_ttl)):
+            self._beat()
+
+    def _beat(self) -> None:
         next_heartbeat = backoff = 0.0
         while not self._stopping.is_set():
             try:
@@ -117,9 +121,9 @@ class LeaseHolder:
         try:
             if self._liveness is None:
                 self._liveness = self._database.dedicated_connection()
-                with self._liveness.cursor() as cursor:
+                with self._database.limited(self._liveness), self._liveness.cursor() as cursor:
                     workers.hold_lock(cursor, self._worker_id)
-            with self._liveness.cursor() as cursor:
+            with self._database.limited(self._liveness), self._liveness.cursor() as cursor:
                 workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
                 self._register_tenants(cursor)
         except ConnectionTrouble as error:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 
-from cloacina_celery.core.lifecycle import Abandon
+from cloacina_celery.core.lifecycle import Abandon, Recover
 from cloacina_celery.core.settings import Settings
-from cloacina_celery.errors import CloacinaError
+from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
 from cloacina_celery.runtime.units import settlement
-from cloacina_celery.store import catalog, outbox, recovery, retention, workers
+from cloacina_celery.runtime.watch import Watch
+from cloacina_celery.store import catalog, outbox, recovery, retention, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
-from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.store.recovery import Glance, Orphan, Recovered
 from cloacina_celery.telemetry import log
 
-Publish = Callable[[Sequence[Ring]], None]
 SendLetters = Callable[[Sequence[Letter]], list[int]]
-QueueDepth = Callable[[str], int | None]
 OnAbandoned = Callable[[str, Recovered], None]
-CanPublish = Callable[[], bool]
+CanPublish = Callable[[str], bool]
 
 GLANCE_BATCH = 100
 PRUNE_INTERVAL = 3600.0
@@ -39,7 +40,7 @@ class Reaper:
         settings: batch sizes and thresholds.
         publish: sends messages; it must not raise for a broker that is down.
         send_letters: sends plain messages, and returns the ids of those that the broker took; it must not raise either.
-        can_publish: tells whether the broker may be up; while it is not, due rows are left alone.
+        can_publish: tells whether the broker may take a tenant's messages; while not, its due rows are left alone.
         queue_depth: counts the messages waiting in a tenant's queue; ``None`` where that is not known.
         on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent.
     """
@@ -60,10 +61,10 @@ class Reaper:
         self._publish = publish
         self._send_letters = send_letters
         self._can_publish = can_publish
-        self._queue_depth = queue_depth
         self._on_abandoned = on_abandoned
+        self._watch = Watch(database, settings)
+        self._lost = LostMessages(database, settings, publish=publish, queue_depth=queue_depth)
         self._troubled_until: dict[str, float] = {}
-        self._stranded_at: dict[str, float] = {}
         self._pruned_at: dict[str, float] = {}
 
     def sweep(self, tenants: Sequence[str], *, check_stranded: bool = True) -> int:
@@ -76,6 +77,7 @@ class Reaper:
             for seen in self._glance(tenants[start : start + GLANCE_BATCH]):
                 try:
                     touched += self._serve(seen, check_stranded=check_stranded)
+                    self._watch.reached()
                 except (DriverError, CloacinaError) as error:
                     self._note_trouble(seen.tenant, error)
         return touched
@@ -96,12 +98,26 @@ class Reaper:
         return touched
 
     def recover_dead_workers(self) -> int:
-        """Recover what workers held that are gone without having said so."""
-        with self._database.statement() as cursor:
-            dead = workers.find_dead(
-                cursor, grace=self._settings.liveness_grace, lease_ttl=self._settings.lease_ttl
-            )
-        return sum(self._bury(worker) for worker in dead)
+        """Recover what workers held that are gone without having said so, as far as this view can be trusted."""
+        dead = self._watch.look()
+        recovered = sum(self._bury(worker) for worker in dead)
+        # Messages that had been delivered to them and not started died with them.
+        for tenant in sorted({tenant for worker in dead for tenant in worker.tenants}):
+            try:
+                self._lost.ring(tenant, stranded_after=self._settings.liveness_grace)
+            except (DriverError, CloacinaError) as error:
+                self._note_trouble(tenant, error)
+        return recovered
+
+    def note_answer(self, error: Exception | None = None) -> None:
+        """Note that the database was asked for something else and answered, or what it raised.
+
+        Whether it was out of reach says how much a reaper may conclude from other workers' silence.
+        """
+        if isinstance(error, DatabaseUnavailable):
+            self._watch.failed()
+        else:
+            self._watch.reached()
 
     def recover_attempt(self, tenant: str, execution_id: str, attempt: int, *, reason: str) -> int:
         """Recover one attempt that is known to be lost."""
@@ -153,10 +169,9 @@ class Reaper:
                         reason=worker.reason,
                         lock_timeout_ms=LOOK_TIMEOUT_MS,
                     )
-                    # Messages that had been delivered to it and not started died with it.
-                    self._ring_stranded(tenant, stranded_after=self._settings.liveness_grace)
                     with bounded_transaction(self._database) as look:
                         is_clean = is_clean and not recovery.holds_any(look, tenant, worker.worker_id)
+                    self._watch.reached()
                 except (DriverError, CloacinaError) as error:
                     is_clean = False
                     self._note_trouble(tenant, error)
@@ -185,25 +200,30 @@ class Reaper:
         if seen.is_expired:
             touched += self._recover(
                 seen.tenant,
-                lambda cursor: recovery.lock_expired(cursor, seen.tenant, limit=self._settings.sweep_batch),
+                lambda cursor: recovery.lock_expired(
+                    cursor,
+                    seen.tenant,
+                    limit=self._settings.sweep_batch,
+                    of_known=self._watch.judges_leases,
+                ),
                 reason="the lease ran out: its worker was frozen, cut off or hung",
             )
-        if seen.is_due and self._can_publish():
+        if seen.is_due and self._can_publish(seen.tenant):
             with bounded_transaction(self._database) as cursor:
                 rings = recovery.ring_due(cursor, seen.tenant, limit=self._settings.sweep_batch)
             self._publish(rings)
             if rings:
                 log("sweep.rung", tenant=seen.tenant, count=len(rings))
             touched += len(rings)
-        if seen.has_letters and self._can_publish():
+        if seen.has_letters and self._can_publish(seen.tenant):
             touched += self._send_left_letters(seen.tenant)
         if (
             seen.is_stranded
             and check_stranded
-            and self._can_publish()
-            and self._is_time_for_stranded(seen.tenant)
+            and self._can_publish(seen.tenant)
+            and self._lost.is_time(seen.tenant)
         ):
-            touched += self._ring_stranded(seen.tenant, stranded_after=self._settings.stranded_after)
+            touched += self._lost.ring(seen.tenant, stranded_after=self._settings.stranded_after)
         return touched
 
     def _send_left_letters(self, tenant: str) -> int:
@@ -217,33 +237,6 @@ class Reaper:
         if sent:
             log("sweep.letters", tenant=tenant, count=len(sent))
         return len(sent)
-
-    def _is_time_for_stranded(self, tenant: str) -> bool:
-        now = time.monotonic()
-        if now - self._stranded_at.get(tenant, float("-inf")) < self._settings.stranded_after / 2:
-            return False
-        self._stranded_at[tenant] = now
-        return True
-
-    def _ring_stranded(self, tenant: str, *, stranded_after: float) -> int:
-        depth = self._queue_depth(tenant)
-        if depth is None:
-            return 0
-        with bounded_transaction(self._database) as cursor:
-            # A backlog is not a loss: as long as the queue holds a message for each waiting row, none is rung.
-            missing = recovery.count_rung(cursor, tenant) - depth
-            if missing <= 0:
-                return 0
-            rings = recovery.ring_stranded(
-                cursor,
-                tenant,
-                limit=min(missing, self._settings.sweep_batch),
-                stranded_after=stranded_after,
-            )
-        self._publish(rings)
-        if rings:
-            log("sweep.stranded", tenant=tenant, count=len(rings))
-        return len(rings)
 
     def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
         now = time.monotonic()
@@ -277,7 +270,11 @@ class Reaper:
         with settlement(self._database, tenant) as unit:
             cursor = unit.cursor()
             bound(cursor, lock_timeout_ms=lock_timeout_ms)
-            recovered = [recovery.recover(cursor, tenant, orphan, reason=reason) for orphan in lock(cursor)]
+            orphans = lock(cursor)
+            recovered = [
+                recovery.recover(cursor, tenant, orphan, reason=reason, not_before=turn)
+                for orphan, turn in self._turns(tenant, orphans)
+            ]
             for one in recovered:
                 if isinstance(one.decision, Abandon):
                     self._on_abandoned(tenant, one)
@@ -285,12 +282,28 @@ class Reaper:
             log(
                 "recover.done", tenant=tenant, execution_id=one.execution_id, attempt=one.attempt, reason=reason,
                 decision=f"abandoned: {one.decision.reason}" if isinstance(one.decision, Abandon)
+                else f"runs again in its turn, at {one.not_before:%H:%M:%S.%f}" if one.not_before
                 else f"runs again in {one.decision.delay:g} s",
             )  # fmt: skip
         self._publish([one.ring for one in recovered if one.ring is not None])
         return len(recovered)
 
+    def _turns(self, tenant: str, orphans: list[Orphan]) -> list[tuple[Orphan, datetime | None]]:
+        going = [orphan for orphan in orphans if isinstance(orphan.decision, Recover)]
+        if not going:
+            return [(orphan, None) for orphan in orphans]
+        taken = turns.take(
+            self._database,
+            tenant,
+            rate=self._settings.recovery_rate,
+            burst=self._settings.recovery_burst,
+            draws=[random.random() for _ in going],
+        )
+        turn_of = {orphan.execution_id: turn for orphan, turn in zip(going, taken, strict=True)}
+        return [(orphan, turn_of.get(orphan.execution_id)) for orphan in orphans]
+
     def _note_trouble(self, tenant: str, error: Exception) -> None:
+        self.note_answer(error)
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
         log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
 

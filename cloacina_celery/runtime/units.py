@@ -84,6 +84,11 @@ class SessionUnit:
 _pending: WeakKeyDictionary[Session, list[tuple[SessionTransaction, Action]]] = WeakKeyDictionary()
 
 
+def pending_actions(session: Session) -> list[Action]:
+    """List what a session will do after its commit, for whoever learns of the commit by another way."""
+    return [action for _, action in _pending.get(session, [])]
+
+
 def _publish(session: Session) -> None:
     actions = _pending.get(session)
     # SQLAlchemy says "commit" also where a savepoint is released, which the transaction around it may yet undo.

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakMethod
 
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store.watchdog import cut_after
 
 APPLICATION_NAME = "cloacina_celery"
 CONNECT_TIMEOUT = 5
+"""Seconds."""
+
+UNANSWERED_TIMEOUT_MS = 10_000
+"""For how long what was sent may stay unacknowledged by the other machine; TCP tries for a quarter of an hour."""
+
+_AWAY = ("53", "57P0", "25006")
+"""A server that is full (of connections, disk or memory), one that starts or shuts down, and one that only reads,
+as the standby does until a failover has promoted it: it will take the same statement later."""
+
+_LOST = "_cloacina_lost_connection"
+"""The attribute by which an exception is known to come from a connection of ours that broke, or could not be made."""
 
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
@@ -81,11 +94,46 @@ def normalise_url(url: str) -> URL:
 def is_disconnect(error: BaseException) -> bool:
     """Tell whether an error means that the connection broke, so that it is not known what was committed."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+        return error.connection_invalidated or hasattr(error, _LOST)
     if isinstance(error, ConnectionTrouble):
         # Without a code it is libpq that speaks; 57P01 to 57P03 are a server that shuts down or starts.
         return error.pgcode is None or error.pgcode.startswith("57P0")
     return isinstance(error, DatabaseUnavailable)
+
+
+def lost_connection(error: BaseException | None) -> str | None:
+    """Say in words how a connection of ours broke, if an error came from that; ``None`` if it did not.
+
+    Errors of other databases that a task's code talks to are none of ours, however they look.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, DatabaseUnavailable) or hasattr(error, _LOST):
+            return one_line(error)
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def on_lent_connection() -> Iterator[None]:
+    """Have an error that means a broken connection raised as what it is, where a session lent the connection.
+
+    Raises:
+        DatabaseUnavailable: the connection broke; whether a write was committed is not known.
+    """
+    try:
+        yield
+    except (DriverError, DBAPIError) as error:
+        if not is_disconnect(error):
+            raise
+        raise DatabaseUnavailable(f"the database connection broke: {one_line(error)}") from error
+
+
+def _mark_lost(context: ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if error is not None and (context.is_disconnect or context.connection is None):
+        setattr(error, _LOST, True)
 
 
 class Database:
@@ -102,6 +150,7 @@ class Database:
         self._engine: Engine | None = None
         self._pid = 0
         self._lock = threading.Lock()
+        self._limits = threading.local()
         after_fork_in_child(self._forget_after_fork)
 
     def _forget_after_fork(self) -> None:
@@ -125,7 +174,9 @@ class Database:
                         pool_use_lifo=True,
                         connect_args=self._connect_args(),
                     )
+                    event.listen(self._engine, "checkout", _refuse_stale)
                     event.listen(self._engine, "reset", _clean_up)
+                    event.listen(self._engine, "handle_error", _mark_lost)
                     self._pid = os.getpid()
         return self._engine
 
@@ -135,13 +186,33 @@ class Database:
         return {
             "application_name": APPLICATION_NAME,
             "connect_timeout": CONNECT_TIMEOUT,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
+            # A machine that is gone is noticed within ten seconds, whichever side it was waiting for.
+            "keepalives_idle": 4,
+            "keepalives_interval": 2,
             "keepalives_count": 3,
+            "tcp_user_timeout": UNANSWERED_TIMEOUT_MS,
             **query,
             "options": f"{query.get('options', '')} -c search_path=".strip(),
             "connection_factory": StoreConnection,
         }
+
+    @contextmanager
+    def waits_limited_to(self, seconds: float) -> Iterator[None]:
+        """Have this thread, while the block runs, give up any connection that it has lent for longer than this.
+
+        For threads whose worker depends on them; a task's own has nothing better to do than to wait.
+        """
+        before = getattr(self._limits, "seconds", None)
+        self._limits.seconds = seconds
+        try:
+            yield
+        finally:
+            self._limits.seconds = before
+
+    def limited(self, connection: StoreConnection) -> AbstractContextManager[None]:
+        """Break the connection if the block takes longer than this thread may wait."""
+        seconds: float | None = getattr(self._limits, "seconds", None)
+        return nullcontext() if seconds is None else cut_after(connection, seconds)
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
@@ -169,18 +240,23 @@ class Database:
             fairy = self.engine.raw_connection()
         except Exception as error:
             if isinstance(getattr(error, "orig", error), ConnectionTrouble):
-                raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+                raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
             raise
         connection: Any = fairy.dbapi_connection
         try:
             connection.autocommit = autocommit
-            yield connection
-        except ConnectionTrouble as error:
-            if not connection.closed:
+            with self.limited(connection):
+                yield connection
+        except DriverError as error:
+            is_away = (error.pgcode or "").startswith(_AWAY)
+            if not connection.closed and not is_away:
                 raise
             # The other pooled connections most likely met the same fate; a new pool costs little.
             self.engine.dispose()
-            raise DatabaseUnavailable(f"the database connection broke: {_one_line(error)}") from error
+            how = (
+                "does not take the statement now" if is_away and not connection.closed else "connection broke"
+            )
+            raise DatabaseUnavailable(f"the database {how}: {one_line(error)}") from error
         finally:
             if connection.closed:
                 fairy.invalidate()
@@ -199,7 +275,7 @@ class Database:
                 **self.url.translate_connect_args(username="user", database="dbname"), **self._connect_args()
             )
         except psycopg2.OperationalError as error:
-            raise DatabaseUnavailable(f"no connection to the database: {_one_line(error)}") from error
+            raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
         connection.autocommit = True
         return connection
 
@@ -207,6 +283,19 @@ class Database:
         """Close the pool of this process; the next use opens a new one."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+
+
+def _refuse_stale(connection: StoreConnection, *_: object) -> None:
+    """Have another connection lent if the server has ended this one while nobody used it.
+
+    A server says nothing to an idle connection unless it ends it; that is seen without asking, so that a restart
+    costs the next statement nothing.
+    """
+    wire = select.poll()
+    if not connection.closed:
+        wire.register(connection.fileno(), select.POLLIN)
+    if connection.closed or wire.poll(0):
+        raise DisconnectionError("the server has ended the connection")
 
 
 def _clean_up(connection: StoreConnection, *_: object) -> None:
@@ -224,5 +313,6 @@ def _clean_up(connection: StoreConnection, *_: object) -> None:
         connection.is_tenants = False
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's words, those of the driver where SQLAlchemy has wrapped it, on one line."""
     return " ".join(str(getattr(error, "orig", error)).split())

@@ -23,6 +23,7 @@ class Submission:
     """Everything a new row is made of.
 
     ``delay`` is in seconds on the database's clock, ``eta`` an aware instant; neither means now.
+    ``is_rung``: whether a message leaves right after the commit, if the row is due.
     """
 
     execution_id: str
@@ -34,6 +35,7 @@ class Submission:
     eta: datetime | None = None
     group_id: str | None = None
     group_index: int | None = None
+    is_rung: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class Ring:
 # The conflict's WHERE lets two kinds of existing rows through: those parked by a replacement (see `park`) and
 # those entered as failed with what they were to follow (see `submit_failed`), when that was requeued.
 # A row that is due is born rung: its message leaves right after the commit, and if it does not,
-# the row says when it should have. A delayed row is born unrung; the poll rings when it is due.
+# the row says when it should have. A delayed row is born unrung, and so is one whose broker is known to be down;
+# the poll rings when it is due.
 _SUBMIT = Statement(
     "submit",
     """
@@ -75,7 +78,7 @@ _SUBMIT = Statement(
         INSERT INTO {s}.cloacina_executions AS executions
             (id, task, message, max_recoveries, policy, run_at, rung_at, group_id, group_index)
         SELECT $1::text, $2::text, $3::text, $4::int, $5::text, run_at,
-               CASE WHEN run_at <= now() THEN now() END, $8::text, $9::int
+               CASE WHEN run_at <= now() AND $10::bool THEN now() END, $8::text, $9::int
         FROM timed
         ON CONFLICT (id) DO UPDATE
         SET task = excluded.task, message = excluded.message, policy = excluded.policy,
@@ -104,15 +107,27 @@ _CLAIM = Statement(
             lease_expires_at = now() + make_interval(secs => $4::float8), policy = coalesce(policy, $5::text)
         WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
           AND EXISTS (SELECT FROM cloacina.tenants
-                      WHERE name = {t} AND epoch = $6::int AND state IN ('active', 'draining'))
+                      WHERE name = {t} AND epoch = $7::int AND state IN ('active', 'draining'))
         RETURNING id, attempt, failures, recoveries, policy
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id)
-        SELECT id, 'claimed', attempt, $3::bigint FROM claimed
+        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        SELECT id, 'claimed', attempt, $3::bigint, $6::text FROM claimed
     )
     SELECT attempt, failures, recoveries, policy, set_config('synchronous_commit', 'off', true) FROM claimed
     """,
     hot=True,
+)
+
+# The event, not the worker, says whose claim it was: a doubled message may be in another child of the same worker.
+_FIND_CLAIM = Statement(
+    "find_claim",
+    """
+    UPDATE {s}.cloacina_executions SET lease_expires_at = now() + make_interval(secs => $4::float8)
+    WHERE id = $1::text AND attempt = $2::int AND state = 'running' AND EXISTS (
+        SELECT FROM {s}.cloacina_events
+        WHERE execution_id = $1::text AND attempt = $2::int AND kind = 'claimed' AND reason = $3::text)
+    RETURNING attempt, failures, recoveries, policy
+    """,
 )
 
 _SUCCEED = Statement(
@@ -254,8 +269,9 @@ _IS_HELD = Statement(
 _UNRING = Statement(
     "unring",
     """
-    UPDATE {s}.cloacina_executions SET rung_at = NULL
-    WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending'
+    UPDATE {s}.cloacina_executions AS e SET rung_at = NULL
+    FROM unnest($1::text[], $2::int[]) AS unsent (id, attempt)
+    WHERE e.id = unsent.id AND e.attempt = unsent.attempt - 1 AND e.state = 'pending'
     RETURNING 1
     """,
 )
@@ -274,7 +290,7 @@ def submit(cursor: Cursor, tenant: str, submission: Submission, *, prepare: bool
     _SUBMIT.execute(
         cursor, tenant, submission.execution_id, submission.task, submission.message, submission.max_recoveries,
         submission.policy, submission.eta, submission.delay, submission.group_id, submission.group_index,
-        prepare=prepare,
+        submission.is_rung, prepare=prepare,
     )  # fmt: skip
     row = cursor.fetchone()
     return None if row is None else Submitted(attempt=row[0] + 1, is_due=row[1])
@@ -298,15 +314,34 @@ def claim(
     lease_ttl: float,
     policy: str | None,
     epoch: int = FIRST_EPOCH,
+    claimant: str | None = None,
     prepare: bool = False,
 ) -> Claim | None:
     """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early.
 
     So it does while the tenant is suspended, and where the message is of another ``epoch`` of the tenant.
+
+    Args:
+        claimant: says in words who claims, and so that no other claim says the same; see `find_claim`.
     """
     _CLAIM.execute(
-        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, epoch, prepare=prepare
+        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, claimant, epoch, prepare=prepare
     )
+    return _claim(cursor)
+
+
+def find_claim(
+    cursor: Cursor, tenant: str, execution_id: str, *, attempt: int, claimant: str, lease_ttl: float
+) -> Claim | None:
+    """Extend the lease that an earlier `claim` opened without its answer arriving; ``None`` if it did not.
+
+    Only whoever says the same ``claimant`` finds it, so of two who hold a doubled message never both.
+    """
+    _FIND_CLAIM.execute(cursor, tenant, execution_id, attempt, claimant, lease_ttl)
+    return _claim(cursor)
+
+
+def _claim(cursor: Cursor) -> Claim | None:
     row = cursor.fetchone()
     if row is None:
         return None
@@ -408,11 +443,11 @@ def is_held(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> boo
     return cursor.fetchone() is not None
 
 
-def unring(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> bool:
-    """Note that the message for ``attempt`` did not leave or is no more, so that a poll publishes it.
+def unring(cursor: Cursor, tenant: str, unsent: Sequence[tuple[str, int]]) -> bool:
+    """Note that the messages for ``(execution_id, attempt)`` did not leave or are gone, so that a poll publishes them.
 
     Returns:
-        Whether the row waits for that attempt.
+        Whether a row waits for one of them.
     """
-    _UNRING.execute(cursor, tenant, execution_id, attempt)
+    _UNRING.execute(cursor, tenant, [i for i, _ in unsent], [attempt for _, attempt in unsent])
     return cursor.fetchone() is not None

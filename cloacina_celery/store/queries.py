@@ -74,6 +74,15 @@ _HISTORY = Statement(
     WHERE e.execution_id = $1::text ORDER BY e.id
     """,
 )
+# Of the events with the attempt's number the first is its own end; a later one may end what it left pending.
+_END_OF_ATTEMPT = Statement(
+    "end_of_attempt",
+    """
+    SELECT kind FROM {s}.cloacina_events
+    WHERE execution_id = $1::text AND attempt = $2::int AND kind NOT IN ('claimed', 'submitted', 'rung_again')
+    ORDER BY id LIMIT 1
+    """,
+)
 _CANCEL = Statement(
     "cancel",
     """
@@ -146,6 +155,13 @@ def history(cursor: Cursor, tenant: str, execution_id: str) -> list[Event]:
               error=json.loads(error) if error else None)
         for at, kind, attempt, worker, reason, error in cursor.fetchall()
     ]  # fmt: skip
+
+
+def end_of_attempt(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> str | None:
+    """Read by which move a claimed attempt ended; ``None`` while it runs."""
+    _END_OF_ATTEMPT.execute(cursor, tenant, execution_id, attempt)
+    row = cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
 def cancel(cursor: Cursor, tenant: str, execution_id: str, *, reason: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
@@ -12,6 +13,7 @@ from cloacina_celery.core.tenant import quote
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.statements import Statement
+from cloacina_celery.store.workers import BELIEVED_FOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,11 @@ class Orphan:
     max_recoveries: int
     message: str
 
+    @property
+    def decision(self) -> Recover | Abandon:
+        """What its recovery budget says."""
+        return after_loss(recoveries=self.recoveries, max_recoveries=self.max_recoveries)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
@@ -33,6 +40,7 @@ class Recovered:
     execution_id: str
     attempt: int
     decision: Recover | Abandon
+    not_before: datetime | None
     ring: Ring | None
     message: str
     error: dict[str, Any] | None
@@ -54,8 +62,10 @@ _ORPHAN_COLUMNS = "id, attempt, failures, recoveries, max_recoveries, message"
 _LOCK_EXPIRED = Statement(
     "lock_expired",
     f"""
-    SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
+    SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions AS e
     WHERE state = 'running' AND lease_expires_at < now()
+      AND ($2::boolean OR NOT EXISTS (
+          SELECT FROM cloacina.workers AS w WHERE w.id = e.worker_id AND w.stopped_at IS NULL))
     ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     """,
 )
@@ -85,7 +95,8 @@ _RECOVER = Statement(
     WITH recovered AS (
         UPDATE {s}.cloacina_executions
         SET state = 'pending', recoveries = recoveries + 1, lease_expires_at = NULL,
-            run_at = now() + make_interval(secs => $3::float8), rung_at = CASE WHEN $3::float8 = 0 THEN now() END
+            run_at = greatest(now() + make_interval(secs => $3::float8), $5::timestamptz),
+            rung_at = CASE WHEN $3::float8 = 0 AND $5::timestamptz IS NULL THEN now() END
         WHERE id = $1::text AND attempt = $2::int AND state = 'running'
         RETURNING id, attempt, worker_id
     )
@@ -135,28 +146,50 @@ _RING_DUE = Statement(
     RETURNING id, attempt, failures, recoveries, message, run_at
     """,
 )
-# What a living worker has reserved is in no queue and is not lost: it waits for a free slot there.
+# What a living worker has reserved is in no queue and is not lost: it waits for a free slot there. Of what has
+# been there for a while the ids are known, so a message there whose row ran elsewhere meanwhile hides no lost one.
+_RESERVED = f"""
+    SELECT (reserved -> $1::text ->> 'count')::bigint AS number, reserved -> $1::text -> 'ids' AS ids
+    FROM cloacina.workers
+    WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '{BELIEVED_FOR} s' AND reserved -> $1::text IS NOT NULL
+"""
 _COUNT_RUNG = Statement(
     "count_rung",
-    """
-    SELECT (SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
-         - (SELECT coalesce(sum((reserved ->> $1::text)::bigint), 0) FROM cloacina.workers WHERE stopped_at IS NULL)
+    f"""
+    WITH reserved AS ({_RESERVED})
+    SELECT (SELECT count(*) FROM {{s}}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
+         - (SELECT coalesce(sum(number - jsonb_array_length(ids)), 0) FROM reserved)
+         - (SELECT count(*) FROM {{s}}.cloacina_executions
+            WHERE id IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
+              AND state = 'pending' AND rung_at IS NOT NULL)
     """,
 )
+# Queues are first in, first out. So a row is overtaken, and its message most likely lost, when one has been
+# claimed that was rung later and never again. Those that go first, or were rung again, say nothing about it.
+_OVERTAKEN = """
+    SELECT max(rung_at) FROM (
+        (SELECT rung_at, submitted_at FROM {s}.cloacina_executions WHERE state = 'running')
+        UNION ALL
+        (SELECT rung_at, submitted_at FROM {s}.cloacina_executions
+         WHERE settled_at IS NOT NULL AND attempt > 0 ORDER BY settled_at DESC LIMIT 100)
+    ) AS claimed WHERE rung_at = submitted_at
+"""
 _RING_STRANDED = Statement(
     "ring_stranded",
-    """
-    WITH rung AS (
-        UPDATE {s}.cloacina_executions SET rung_at = now()
+    f"""
+    WITH reserved AS ({_RESERVED.replace("$1", "$5")}), rung AS (
+        UPDATE {{s}}.cloacina_executions SET rung_at = now()
         WHERE id IN (
-            SELECT id FROM {s}.cloacina_executions
-            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8) AND EXISTS (
-                SELECT FROM cloacina.tenants WHERE name = {t} AND state IN ('active', 'draining'))
+            SELECT id FROM {{s}}.cloacina_executions
+            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
+              AND (NOT $3::boolean OR rung_at < greatest(now() - make_interval(secs => $4::float8), ({_OVERTAKEN})))
+              AND id NOT IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
+              AND EXISTS (SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
             ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
         )
         RETURNING id, attempt, failures, recoveries, message, submitted_at
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, reason)
         SELECT id, 'rung_again', attempt, 'nobody claimed it, and the queue held too few messages' FROM rung
     )
     SELECT id, attempt, failures, recoveries, message FROM rung ORDER BY submitted_at
@@ -186,9 +219,13 @@ def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> 
     ]
 
 
-def lock_expired(cursor: Cursor, tenant: str, *, limit: int) -> list[Orphan]:
-    """Lock running rows whose lease ran out on the database's clock."""
-    _LOCK_EXPIRED.execute(cursor, tenant, limit)
+def lock_expired(cursor: Cursor, tenant: str, *, limit: int, of_known: bool = True) -> list[Orphan]:
+    """Lock running rows whose lease ran out on the database's clock.
+
+    Args:
+        of_known: ``False`` leaves out those whose holder is a worker that has not signed off or been buried.
+    """
+    _LOCK_EXPIRED.execute(cursor, tenant, limit, of_known)
     return _orphans(cursor)
 
 
@@ -210,14 +247,20 @@ def holds_any(cursor: Cursor, tenant: str, worker_id: int) -> bool:
     return cursor.fetchone() is not None
 
 
-def recover(cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str) -> Recovered:
-    """Move a locked orphan on by its recovery budget: pending again, or abandoned."""
-    decision = after_loss(recoveries=orphan.recoveries, max_recoveries=orphan.max_recoveries)
+def recover(
+    cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str, not_before: datetime | None = None
+) -> Recovered:
+    """Move a locked orphan on by its recovery budget: pending again, or abandoned.
+
+    Args:
+        not_before: the turn that it was given among many, on the database's clock; ``None`` is now.
+    """
+    decision = orphan.decision
     ring, error = None, None
     match decision:
         case Recover(delay=delay):
-            _RECOVER.execute(cursor, tenant, orphan.execution_id, orphan.attempt, delay, reason)
-            if delay == 0:
+            _RECOVER.execute(cursor, tenant, orphan.execution_id, orphan.attempt, delay, reason, not_before)
+            if delay == 0 and not_before is None:
                 ring = Ring(
                     tenant=tenant,
                     execution_id=orphan.execution_id,
@@ -241,6 +284,7 @@ def recover(cursor: Cursor, tenant: str, orphan: Orphan, *, reason: str) -> Reco
         execution_id=orphan.execution_id,
         attempt=orphan.attempt,
         decision=decision,
+        not_before=not_before,
         ring=ring,
         message=orphan.message,
         error=error,
@@ -257,7 +301,12 @@ def ring_due(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
     """Take the rows that are due and that nobody has rung for yet, oldest first."""
     _RING_DUE.execute(cursor, tenant, limit)
     rows = sorted(cursor.fetchall(), key=lambda row: row[5])
-    return [_ring(tenant, *row[:5]) for row in rows]
+    rings = [_ring(tenant, *row[:5]) for row in rows]
+    # Lost at its first start, and now its turn among many has come. Who was lost more often may kill its worker.
+    return [
+        replace(ring, goes_first=True) if ring.attempt == 2 and ring.recoveries == 1 else ring
+        for ring in rings
+    ]
 
 
 def count_rung(cursor: Cursor, tenant: str) -> int:
@@ -267,9 +316,23 @@ def count_rung(cursor: Cursor, tenant: str) -> int:
     return int(row[0]) if row else 0
 
 
-def ring_stranded(cursor: Cursor, tenant: str, *, limit: int, stranded_after: float) -> list[Ring]:
-    """Take the rows rung longest ago and still unclaimed; their attempt number stays as it is."""
-    _RING_STRANDED.execute(cursor, tenant, limit, stranded_after)
+def ring_stranded(
+    cursor: Cursor,
+    tenant: str,
+    *,
+    limit: int,
+    stranded_after: float,
+    only_overtaken: bool = False,
+    lost_for: float | None = None,
+) -> list[Ring]:
+    """Take the rows rung longest ago and still unclaimed; their attempt number stays as it is.
+
+    Args:
+        only_overtaken: leave those alone that may still wait for their turn: no row that was rung after them has
+            been claimed.
+        lost_for: what was rung longer ago than these seconds counts as overtaken: the queue was seen empty then.
+    """
+    _RING_STRANDED.execute(cursor, tenant, limit, stranded_after, only_overtaken, lost_for, tenant)
     return _rings(cursor, tenant)
 
 

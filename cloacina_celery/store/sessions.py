@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.errors import InvalidPayload
-from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.errors import DatabaseUnavailable, InvalidPayload
+from cloacina_celery.store.database import Cursor, Database, is_disconnect, one_line
 
 DRIVERS = ("psycopg2", "psycopg")
 """Drivers of a user's own session that take our statements as they are."""
@@ -27,14 +28,45 @@ class TenantSession(Session):
     def __init__(self, database: Database, tenant: str, **kwargs: Any) -> None:
         self.tenant = tenant
         self._path = quote(tenant)
+        self._entered: Connection | None = None
         super().__init__(bind=database.engine, **kwargs)
+
+    def close(self) -> None:
+        """Roll back and give the connection back; one that is gone cannot, and has taken its transaction along."""
+        try:
+            super().close()
+        except DBAPIError as error:
+            if not is_disconnect(error):
+                raise
+            self.invalidate()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the open transaction has lost its connection, and with it all that it wrote."""
+        return self.in_transaction() and self._entered is not None and self._entered.invalidated
 
 
 @event.listens_for(TenantSession, "after_begin")
 def _enter_schema(session: TenantSession, _transaction: SessionTransaction, connection: Connection) -> None:
+    session._entered = connection
     driver: Any = connection.connection.dbapi_connection
     driver.is_tenants = True
     connection.execute(_SCOPE, {"path": session._path})
+
+
+def begin(session: Session) -> None:
+    """Begin the session's transaction on a connection that answers; a pooled one may have broken meanwhile.
+
+    Raises:
+        DatabaseUnavailable: there was none; nothing has been done yet, and it may be tried again.
+    """
+    try:
+        session.connection()
+    except DBAPIError as error:
+        session.rollback()
+        if not is_disconnect(error):
+            raise
+        raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
 
 
 def driver_cursor(session: Session) -> Cursor:

@@ -14,6 +14,9 @@ LOCK_CLASS = 0x636C6F63  # "cloc": the first half of the advisory lock's key, th
 RESTART_GRACE = 10.0
 """Seconds after the server's start in which nobody is called dead: every worker lost its lock with the server."""
 
+BELIEVED_FOR = 5.0
+"""Seconds after its last sign for which a worker's word counts about the messages that it has reserved."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadWorker:
@@ -22,7 +25,33 @@ class DeadWorker:
     worker_id: int
     name: str
     tenants: tuple[str, ...]
+    had_lock: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register:
+    """What one look into the register shows.
+
+    ``database_at`` is the database's clock in seconds, ``known`` counts the workers that have not signed off,
+    ``silent`` those of them that are dead or have given no sign for as long as a lease.
+    """
+
+    database_at: float
+    known: int
+    silent: int
+    dead: tuple[DeadWorker, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """Messages of one tenant that were delivered to a worker and have not started.
+
+    ``count`` is all of them; ``ids`` names the executions of those that have been there for some seconds.
+    """
+
+    count: int
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +105,17 @@ def set_tenants(cursor: Cursor, worker_id: int, tenants: Sequence[str]) -> None:
     cursor.execute("UPDATE cloacina.workers SET tenants = %s WHERE id = %s", (list(tenants), worker_id))
 
 
-def heartbeat(cursor: Cursor, worker_id: int, reserved: Mapping[str, int] | None = None) -> None:
+def heartbeat(cursor: Cursor, worker_id: int, reserved: Mapping[str, Reserved] | None = None) -> None:
     """Say that the worker's background work is going on; one that was buried by mistake is back with it.
 
     Args:
-        reserved: counts, by tenant, the messages that were delivered to the worker and have not started.
+        reserved: by tenant, the messages that were delivered to the worker and have not started.
     """
+    stored = {tenant: {"count": one.count, "ids": list(one.ids)} for tenant, one in (reserved or {}).items()}
     cursor.execute(
         "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL, reserved = %s "
         "WHERE id = %s",
-        (json.dumps(dict(reserved or {})), worker_id),
+        (json.dumps(stored), worker_id),
     )
 
 
@@ -97,40 +127,55 @@ def stop(cursor: Cursor, worker_id: int, *, reason: str) -> None:
     )
 
 
-def find_dead(cursor: Cursor, *, grace: float, lease_ttl: float) -> list[DeadWorker]:
-    """Find workers whose liveness lock nobody holds, ``grace`` seconds after their last heartbeat.
+def look(cursor: Cursor, *, grace: float, lease_ttl: float) -> Register:
+    """Look who of the known workers is dead: who has no liveness lock ``grace`` seconds after the last heartbeat.
 
     A worker that never had a lock (behind a pooler) is called dead when its leases must all have run out.
     """
     cursor.execute(
         """
-        SELECT w.id, w.name, w.has_lock, ARRAY(
-            -- Of a removed tenant there is nothing left to recover.
-            SELECT unnest(w.tenants) EXCEPT SELECT name FROM cloacina.tenants WHERE state = 'removed' ORDER BY 1)
-        FROM cloacina.workers w
-        WHERE w.stopped_at IS NULL
-          AND pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
-          AND CASE WHEN w.has_lock
-              THEN w.heartbeat_at < now() - make_interval(secs => %(grace)s) AND NOT EXISTS (
-                  SELECT FROM pg_locks l
-                  WHERE l.locktype = 'advisory' AND l.classid = %(class)s AND l.objsubid = 2
-                    AND l.objid = (w.id & 2147483647)::oid AND l.granted
-                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-              ELSE w.heartbeat_at < now() - make_interval(secs => %(ttl)s) END
-        """,
-        {"restart": RESTART_GRACE, "grace": grace, "class": LOCK_CLASS, "ttl": 2 * lease_ttl},
-    )
-    return [
-        DeadWorker(
-            worker_id=worker_id,
-            name=name,
-            tenants=tuple(tenants),
-            reason=f"worker {name} died (its liveness lock is gone)"
-            if had_lock
-            else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
+        WITH known AS MATERIALIZED (
+            SELECT w.id, w.name, w.has_lock, ARRAY(
+                       -- Of a removed tenant there is nothing left to recover.
+                       SELECT unnest(w.tenants) EXCEPT
+                       SELECT name FROM cloacina.tenants WHERE state = 'removed' ORDER BY 1) AS tenants,
+                   w.heartbeat_at < now() - make_interval(secs => %(ttl)s) AS is_silent,
+                   pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
+                   AND CASE WHEN w.has_lock
+                       THEN w.heartbeat_at < now() - make_interval(secs => %(grace)s) AND NOT EXISTS (
+                           SELECT FROM pg_locks l
+                           WHERE l.locktype = 'advisory' AND l.classid = %(class)s AND l.objsubid = 2
+                             AND l.objid = (w.id & 2147483647)::oid AND l.granted
+                             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+                       ELSE w.heartbeat_at < now() - 2 * make_interval(secs => %(ttl)s) END AS is_dead
+            FROM cloacina.workers w WHERE w.stopped_at IS NULL
         )
-        for worker_id, name, had_lock, tenants in cursor.fetchall()
-    ]
+        SELECT extract(epoch FROM clock_timestamp())::float8, count.known, count.silent, dead.*
+        FROM (SELECT count(*) AS known, count(*) FILTER (WHERE is_dead OR is_silent) AS silent FROM known) count
+        LEFT JOIN (SELECT id, name, tenants, has_lock FROM known WHERE is_dead) dead ON true
+        """,
+        {"restart": RESTART_GRACE, "grace": grace, "class": LOCK_CLASS, "ttl": lease_ttl},
+    )
+    rows = cursor.fetchall()
+    database_at, known, silent = rows[0][:3]
+    return Register(
+        database_at=database_at,
+        known=known,
+        silent=silent,
+        dead=tuple(
+            DeadWorker(
+                worker_id=worker_id,
+                name=name,
+                tenants=tuple(tenants),
+                had_lock=had_lock,
+                reason=f"worker {name} died (its liveness lock is gone)"
+                if had_lock
+                else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
+            )
+            for _, _, _, worker_id, name, tenants, had_lock in rows
+            if worker_id is not None
+        ),
+    )
 
 
 def lock_dead(cursor: Cursor, worker_id: int) -> bool:

@@ -6,10 +6,12 @@ that is started with other ones runs other code.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,26 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import before_task_publish
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from cloacina_celery import Cloacina, DurableTask, LeaseLost, RetryPolicy
 from tests.support import shop_tables
+from tests.support.brokers import configure_queues
 from tests.support.databases import connect
 from tests.support.waiting import eventually
 
 GATE_PATIENCE = 300.0
 DATABASE_URL = os.environ["CLOACINA_DATABASE_URL"]
+OUTSIDE_URL = os.environ.get("BAZAAR_OUTSIDE_URL", DATABASE_URL)
+"""The same database by another way, for what the tests must learn also while the package's own way is cut."""
 QUICK = RetryPolicy(max_attempts=3, initial_delay=0.1, backoff="fixed", jitter=False)
 
 app = Celery("bazaar", broker=os.environ["CLOACINA_BROKER_URL"])
 app.conf.result_backend = os.environ.get("BAZAAR_RESULT_BACKEND")
 app.conf.broker_connection_retry_on_startup = True
+app.conf.broker_transport_options = json.loads(os.environ.get("BAZAAR_TRANSPORT_OPTIONS", "{}"))
+configure_queues(app)
 cloacina = Cloacina(
     app,
     database_url=DATABASE_URL,
@@ -322,6 +330,130 @@ def early(key: str) -> None:
     record(key)
 
 
+# --- a database that goes away ---
+
+
+@cloacina.task(name="bazaar.remember", retry=QUICK)
+def remember(key: str) -> int:
+    """Record the start and write a note."""
+    attempt = record(key)
+    note(key)
+    return attempt
+
+
+@cloacina.task(name="bazaar.write", retry=QUICK)
+def write(key: str) -> None:
+    """Write a note, with no connection but the session's."""
+    note(key)
+
+
+@cloacina.task(name="bazaar.submit_beside_session", retry=QUICK)
+def submit_beside_session(key: str) -> int:
+    """Hold the session's connection, wait at the gate, and submit outside of the session, on a second one."""
+    note(key)
+    attempt = record(key)
+    wait_at_gate("all")
+    add.delay(1, 2)
+    return attempt
+
+
+@cloacina.task(name="bazaar.enter_late", retry=QUICK)
+def enter_late(key: str) -> int:
+    """Record the start, wait at the gate, and only then submit and enter the session."""
+    attempt = record(key)
+    wait_at_gate(f"{key}-{attempt}")
+    add.delay(1, 2)
+    note(key)
+    return attempt
+
+
+@cloacina.task(name="bazaar.note_late", retry=QUICK)
+def note_late(key: str) -> int:
+    """Record the start, wait at the gate, and only then enter the session."""
+    attempt = record(key)
+    wait_at_gate(f"{key}-{attempt}")
+    note(key)
+    return attempt
+
+
+@cloacina.task(name="bazaar.wait_in_statement", retry=QUICK)
+def wait_in_statement(key: str) -> int:
+    """Wait in the middle of a statement, until the test cuts its connection; on later attempts return."""
+    note(key)
+    attempt = record(key)
+    if attempt == 1:
+        with cloacina.session() as session:
+            session.execute(text("SELECT pg_sleep(60)"))
+    return attempt
+
+
+@cloacina.task(name="bazaar.lose_connection", retry=QUICK, max_recoveries=1)
+def lose_connection(key: str, how: str) -> str:
+    """Lose the session's connection on each attempt, in one of the ways."""
+    record(key)
+    match how:
+        case "in a statement":
+            with cloacina.session() as session:
+                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        case "and raise another error":
+            with cloacina.session() as session:
+                try:
+                    session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                except DBAPIError:
+                    raise ValueError("what now?") from None
+        case "and say nothing":
+            note(key)
+            with cloacina.session() as session, suppress(DBAPIError):
+                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        case "in a submission":
+            with cloacina.session() as session:
+                pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+                terminate(pid)
+                add.delay(1, 2)
+        case "by idling":
+            note(key)
+            with cloacina.session() as session:
+                session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+                pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            wait_for_end_of(pid)
+    return "returned"
+
+
+@cloacina.task(name="bazaar.lose_another_database", retry=QUICK)
+def lose_another_database(key: str) -> None:
+    """Find that a database which is none of ours does not answer, through both ways to it."""
+    attempt = record(key)
+    if attempt == 1:
+        connect("postgresql://nobody@127.0.0.1:1/nowhere")
+    create_engine(make_url(OUTSIDE_URL), poolclass=NullPool).connect().execute(
+        text("SELECT pg_terminate_backend(pg_backend_pid())")
+    )
+
+
+def terminate(pid: int) -> None:
+    """End a backend, and return when it has ended."""
+    conn = connect(OUTSIDE_URL)
+    try:
+        conn.cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    finally:
+        conn.close()
+
+
+def wait_for_end_of(pid: int) -> None:
+    """Return when the server has ended a backend."""
+    conn = connect(OUTSIDE_URL)
+    try:
+        cursor = conn.cursor()
+
+        def is_gone() -> bool:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,))
+            return bool(cursor.fetchone() == (0,))
+
+        eventually(is_gone, 10, "the backend to end")
+    finally:
+        conn.close()
+
+
 # --- calling on ---
 
 
@@ -329,6 +461,13 @@ def early(key: str) -> None:
 def add(x: int, y: int) -> int:
     """Return the sum."""
     return x + y
+
+
+@cloacina.task(name="bazaar.wait_a_bit", retry=QUICK)
+def wait_a_bit(x: int) -> int:
+    """Return the number after a twentieth of a second."""
+    time.sleep(0.05)
+    return x
 
 
 @cloacina.task(name="bazaar.total", retry=QUICK)
@@ -410,7 +549,7 @@ def plain_add(x: int, y: int) -> int:
 def plain_record(value: Any, tenant: str = "", key: str = "plain") -> Any:
     """Record a start; a plain task, which knows of no tenant but the one it is told."""
     if tenant:
-        conn = connect(DATABASE_URL)
+        conn = connect(OUTSIDE_URL)
         try:
             shop_tables.record_run(
                 conn, tenant, key, execution_id="plain", attempt=0, is_recovery=False, pid=os.getpid()
@@ -446,7 +585,7 @@ def die(how: str) -> None:
 def record(key: str) -> int:
     """Write this start to `runs` on a connection of its own, so that it stays whatever happens next."""
     execution = cloacina.current_execution()
-    conn = connect(DATABASE_URL)
+    conn = connect(OUTSIDE_URL)
     try:
         shop_tables.record_run(
             conn,
@@ -475,7 +614,7 @@ def note(words: str) -> None:
 def wait_at_gate(key: str) -> None:
     """Wait until the test opens the gate."""
     tenant = cloacina.current_tenant()
-    conn = connect(DATABASE_URL)
+    conn = connect(OUTSIDE_URL)
     try:
         eventually(
             lambda: shop_tables.gate_is_open(conn, tenant, key),

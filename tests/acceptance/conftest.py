@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
+    from cloacina_celery.chaos.proxy import Proxy
+
 
 @pytest.fixture
 def stage(
@@ -63,6 +65,12 @@ def standing(standing_stage: Stage, request: pytest.FixtureRequest) -> Stage:
     """The module's standing stage; its logs go into the report of a test that fails."""
     request.node.stash[STARTED] = standing_stage.processes
     return standing_stage
+
+
+@pytest.fixture
+def proxied(proxied_database: Proxy, database_url: str) -> dict[str, str]:
+    """The environment of a worker that reaches the database through the proxy only, but for its tasks' records."""
+    return {"CLOACINA_DATABASE_URL": proxied_database.url(database_url), "BAZAAR_OUTSIDE_URL": database_url}
 
 
 @pytest.fixture

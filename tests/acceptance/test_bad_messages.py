@@ -56,7 +56,7 @@ def test_a_worker_outlives_every_bad_message(stage: Stage, broker_url: str) -> N
         result = stage.send("add", 1, 2)
         eventually(result.ready, why=f"the worker to go on after {name}")
     for _, body, headers, content_type in messages(stage.tenant)[:4]:
-        send_raw(broker_url, "cloacina_control", body, headers, content_type)
+        send_raw(broker_url, stage.bazaar.cloacina.settings.control_queue, body, headers, content_type)
     assert stage.send("add", 1, 2).get(timeout=15) == 3
     assert worker.is_running
     assert worker.log.count(" ready.") == 1

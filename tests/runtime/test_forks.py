@@ -12,6 +12,7 @@ from kombu.transport import redis
 
 from cloacina_celery.runtime import forks
 from cloacina_celery.runtime.forks import without_fork
+from tests.support.brokers import EACH_KIND
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -121,3 +122,31 @@ def test_a_child_forked_while_a_channel_opens_can_send(
     forking.join()
     ringing.join()
     assert ended == [0]
+
+
+@EACH_KIND
+def test_a_child_sends_by_a_connection_of_its_own_and_leaves_its_parents_as_it_is(
+    shop: ModuleType, tenant_name: str
+) -> None:
+    shop.cloacina.tenants.create(tenant_name)
+    publisher = shop.cloacina.parts.publisher
+
+    def connection() -> Any:
+        with publisher.connections.producer() as producer:
+            return producer.connection.connection
+
+    def send() -> None:
+        shop.add.apply_async((1, 1), tenant=tenant_name)
+        assert publisher.queue_depth(tenant_name) is not None
+
+    send()
+    before = connection()
+
+    def send_as_a_child() -> None:
+        send()
+        assert connection() is not before
+
+    assert forked_child(send_as_a_child) == 0
+    send()
+    assert connection() is before
+    eventually(lambda: publisher.queue_depth(tenant_name) == 3, why="all three messages")

@@ -188,3 +188,12 @@ class Rival:
         if self._error is not None:
             raise self._error
         return self._answer[0]
+
+
+def age_of_server(observer: extensions.connection) -> float:
+    """Return the seconds since Postgres has started."""
+    with observer.cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8")
+        row = cursor.fetchone()
+    assert row is not None
+    return float(row[0])

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from psycopg2 import errors
-from sqlalchemy import make_url, text
+from psycopg2 import OperationalError, errors
+from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
-from cloacina_celery.store.database import APPLICATION_NAME, Database, normalise_url
+from cloacina_celery.store.database import (
+    APPLICATION_NAME,
+    Database,
+    DriverError,
+    lost_connection,
+    normalise_url,
+)
 from cloacina_celery.store.sessions import TenantSession
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
 
+    from cloacina_celery.chaos.proxy import Proxy
     from cloacina_celery.store.database import Cursor
 
 
@@ -84,6 +93,23 @@ def test_a_broken_connection_says_so_once_and_the_next_one_works(
         lent.execute("SELECT 1")
 
 
+def test_a_connection_that_broke_while_nobody_used_it_is_noticed_before_it_is_lent(
+    database: Database, observer: extensions.connection, tenant: str
+) -> None:
+    with database.statement() as lent:
+        pid = lent.connection.info.backend_pid
+    with observer.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    with database.statement() as lent:
+        lent.execute("SELECT 1")
+        assert lent.connection.info.backend_pid != pid
+        pid = lent.connection.info.backend_pid
+    with observer.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    with TenantSession(database, tenant) as session:
+        assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+
+
 def test_a_connection_that_breaks_before_its_commit_has_committed_nothing(
     database: Database, observer: extensions.connection, tenant: str
 ) -> None:
@@ -93,6 +119,111 @@ def test_a_connection_that_breaks_before_its_commit_has_committed_nothing(
     with database.statement() as lent:
         lent.execute(f"SELECT count(*) FROM {tenant}.cloacina_chords")
         assert lent.fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_away"),
+    [
+        ("53300", True),  # too many connections
+        ("53100", True),  # no disk left
+        ("57P03", True),  # starting up
+        ("25006", True),  # a standby that has not been promoted
+        ("22012", False),  # a statement's own mistake
+        ("55P03", False),  # a lock that was not to be had
+    ],
+)
+def test_a_server_that_cannot_take_a_statement_now_is_unavailable_and_a_wrong_statement_is_not(
+    database: Database, code: str, is_away: bool
+) -> None:
+    expected = DatabaseUnavailable if is_away else DriverError
+    with pytest.raises(expected, match="not now"), database.statement() as lent:
+        lent.execute(f"DO $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{code}'; END $$")
+    with database.statement() as lent:
+        lent.execute("SELECT 1")
+
+
+def test_a_server_that_only_reads_is_unavailable_until_it_writes(database: Database, tenant: str) -> None:
+    with (  # noqa: PT012  # as above: which of the two is raised is what the match says
+        pytest.raises(DatabaseUnavailable, match=r"does not take the statement now: .* read-only"),
+        database.transaction() as lent,
+    ):
+        lent.execute("SET TRANSACTION READ ONLY")
+        lent.execute(f"INSERT INTO {tenant}.cloacina_chords (group_id, size) VALUES ('g', 1)")
+
+
+def test_what_an_error_came_from_is_told_by_whose_connection_broke(
+    database: Database, database_url: str, tenant: str
+) -> None:
+    cut = text("SELECT pg_terminate_backend(pg_backend_pid())")
+    with TenantSession(database, tenant) as session:
+        with pytest.raises(DBAPIError) as ours:
+            session.execute(cut)
+        assert session.is_cut
+        session.rollback()
+        assert not session.is_cut
+    with (
+        create_engine(database_url, poolclass=NullPool).connect() as connection,
+        pytest.raises(DBAPIError) as theirs,
+    ):
+        connection.execute(cut)
+    with (
+        pytest.raises(DBAPIError) as never_made,
+        TenantSession(Database("postgresql://nobody@127.0.0.1:1/shop"), tenant) as session,
+    ):
+        session.execute(cut)
+    for error in (ours.value, never_made.value):
+        assert lost_connection(error)
+        assert lost_connection(_raised_while_handling(error))
+    assert lost_connection(theirs.value) is None
+    assert lost_connection(_raised_while_handling(theirs.value)) is None
+    assert lost_connection(ValueError()) is None
+
+
+def _raised_while_handling(error: Exception) -> Exception:
+    try:
+        try:
+            raise error
+        except DBAPIError:
+            raise ValueError("what now?") from None
+    except ValueError as other:
+        return other
+
+
+def test_a_connection_that_no_network_answers_is_given_up_in_ten_seconds_and_not_in_fifteen_minutes(
+    database: Database,
+) -> None:
+    with database.statement() as lent, socket.socket(fileno=os.dup(lent.connection.fileno())) as wire:
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+        assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 4
+
+
+def test_a_thread_that_must_not_hang_gives_up_a_server_that_is_frozen(
+    proxied_database: Proxy, database_url: str
+) -> None:
+    database = Database(proxied_database.url(database_url))
+    with database.statement() as lent:
+        lent.execute("SELECT 1")
+    dedicated = database.dedicated_connection()
+    proxied_database.hang()
+    began = time.monotonic()
+    with database.waits_limited_to(0.5):
+        with (
+            pytest.raises(DatabaseUnavailable, match="connection broke"),
+            database.statement() as lent,
+        ):
+            lent.execute("SELECT 1")
+        with (
+            pytest.raises(OperationalError),
+            database.limited(dedicated),
+            dedicated.cursor() as cursor,
+        ):
+            cursor.execute("SELECT 1")
+    assert 0.9 <= time.monotonic() - began < 5
+    proxied_database.forward()
+    with database.waits_limited_to(0.5), database.statement() as lent:
+        lent.execute("SELECT 1")
+    database.dispose()
 
 
 @pytest.mark.parametrize("way", ["statement", "transaction", "dedicated"])

@@ -202,7 +202,7 @@ def test_a_claim_that_came_first_keeps_a_stranded_row_from_being_rung(
 def reaper(database: Database, published: list[Ring]) -> Reaper:
     return Reaper(
         database, Settings(),
-        publish=published.extend, send_letters=lambda _: [], can_publish=lambda: True, queue_depth=lambda _: 0,
+        publish=published.extend, send_letters=lambda _: [], can_publish=lambda _: True, queue_depth=lambda _: 0,
         on_abandoned=lambda *_: None,
     )  # fmt: skip
 

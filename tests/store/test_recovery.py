@@ -11,6 +11,7 @@ import pytest
 from cloacina_celery.core.lifecycle import Abandon, Recover, State
 from cloacina_celery.store import executions, outbox, recovery, workers
 from cloacina_celery.store.recovery import Glance
+from cloacina_celery.store.workers import Reserved
 from tests.store.rows import (
     EXECUTION_ID,
     MESSAGE,
@@ -140,11 +141,70 @@ def test_what_a_living_worker_has_reserved_needs_no_message_in_the_queue(cursor:
     for n in range(4):
         submit(cursor, tenant, f"e-{n}")
     alive, dead = (workers.register(cursor, name=name, tenants=[tenant]) for name in ("alive", "dead"))
-    workers.heartbeat(cursor, alive, {tenant: 3, "tenant_other": 5})
-    workers.heartbeat(cursor, dead, {tenant: 1})
+    workers.heartbeat(cursor, alive, {tenant: Reserved(count=3), "tenant_other": Reserved(count=5)})
+    workers.heartbeat(cursor, dead, {tenant: Reserved(count=1)})
     assert recovery.count_rung(cursor, tenant) == 0
     workers.stop(cursor, dead, reason="test")
     assert recovery.count_rung(cursor, tenant) == 1
+    # Who is frozen says nothing any more of what it has, and keeps it from nobody.
+    cursor.execute(
+        "UPDATE cloacina.workers SET heartbeat_at = now() - interval '6 s' WHERE id = %s", (alive,)
+    )
+    assert recovery.count_rung(cursor, tenant) == 4
+
+
+def test_a_message_that_a_worker_has_long_had_is_known_by_its_row_and_hides_no_other(
+    cursor: Cursor, tenant: str
+) -> None:
+    for n in range(4):
+        submit(cursor, tenant, f"e-{n}")
+        shift(cursor, tenant, "rung_at", -30.0 + n, f"e-{n}")
+    worker_id = workers.register(cursor, name="busy", tenants=[tenant])
+    workers.heartbeat(cursor, worker_id, {tenant: Reserved(count=2, ids=("e-0", "e-1"))})
+    assert recovery.count_rung(cursor, tenant) == 2
+    # Its first row has run elsewhere; the message that it still has is void.
+    assert claim(cursor, tenant, "e-0")
+    assert recovery.count_rung(cursor, tenant) == 2
+    rings = recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10)
+    assert {ring.execution_id for ring in rings} == {"e-2", "e-3"}
+
+
+def test_only_rows_that_others_have_overtaken_have_surely_lost_their_place_in_a_queue(
+    cursor: Cursor, tenant: str
+) -> None:
+    def found(*, lost_for: float | None = None) -> set[str]:
+        with cursor.connection.cursor() as lent:
+            lent.execute("BEGIN")
+            rings = recovery.ring_stranded(
+                lent, tenant, limit=9, stranded_after=10, only_overtaken=True, lost_for=lost_for
+            )
+            lent.execute("ROLLBACK")
+        return {ring.execution_id for ring in rings}
+
+    for name, seconds in [
+        ("a", -60.0),
+        ("b", -50.0),
+        ("running", -40.0),
+        ("c", -30.0),
+        ("done", -25.0),
+        ("d", -20.0),
+    ]:
+        submit(cursor, tenant, name)
+        for column in ("rung_at", "submitted_at"):
+            shift(cursor, tenant, column, seconds, name)
+    assert found() == set()
+    assert claim(cursor, tenant, "running")
+    assert found() == {"a", "b"}
+    assert claim(cursor, tenant, "done")
+    assert executions.succeed(cursor, tenant, "done", 1, None)
+    assert found() == {"a", "b", "c"}
+    # What was recovered went to the head of the queue: it has overtaken everybody, and that says nothing.
+    with cursor.connection.cursor() as lent:
+        (orphan,) = recovery.lock_attempt(lent, tenant, "running", 1)
+        recovery.recover(lent, tenant, orphan, reason="test")
+    assert claim(cursor, tenant, "running", attempt=2)
+    assert found() == {"a", "b", "c"}
+    assert found(lost_for=0.0) == {"a", "b", "c", "d"}
 
 
 def test_a_stranded_row_is_rung_again_for_the_same_attempt_and_the_longest_waiting_first(

@@ -80,7 +80,7 @@ def test_zero_keeps_for_ever(cursor: Cursor, tenant: str) -> None:
 def test_a_sweep_of_all_tenants_deletes_what_is_old(database: Database, cursor: Cursor, tenant: str) -> None:
     end(cursor, tenant, "old", days_ago=8)
     reaper = Reaper(
-        database, Settings(), publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda: True,
+        database, Settings(), publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda _: True,
         queue_depth=lambda _: 0, on_abandoned=lambda *_: None,
     )  # fmt: skip
     reaper.sweep_all()

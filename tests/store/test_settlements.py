@@ -252,9 +252,9 @@ def test_a_message_that_did_not_leave_is_noted_unless_the_row_has_moved_on(
     cursor: Cursor, tenant: str
 ) -> None:
     submit(cursor, tenant)
-    executions.unring(cursor, tenant, EXECUTION_ID, 2)
+    executions.unring(cursor, tenant, [(EXECUTION_ID, 2)])
     assert read(cursor, tenant).rung_at is not None
-    executions.unring(cursor, tenant, EXECUTION_ID, 1)
+    executions.unring(cursor, tenant, [(EXECUTION_ID, 1)])
     assert read(cursor, tenant).rung_at is None
     (ring,) = recovery.ring_due(cursor, tenant, limit=10)
     assert (ring.execution_id, ring.attempt) == (EXECUTION_ID, 1)

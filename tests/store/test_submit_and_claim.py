@@ -146,6 +146,43 @@ def test_a_claim_opens_a_lease_on_the_databases_clock(
     assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1)]
 
 
+def test_a_claim_whose_answer_was_lost_is_found_by_the_one_who_made_it_and_by_nobody_else(
+    cursor: Cursor, tenant: str
+) -> None:
+    submit(cursor, tenant)
+
+    def claim(claimant: str) -> Claim | None:
+        return executions.claim(
+            cursor,
+            tenant,
+            EXECUTION_ID,
+            attempt=1,
+            worker_id=7,
+            lease_ttl=LEASE,
+            policy="{}",
+            claimant=claimant,
+        )
+
+    def find(claimant: str, attempt: int = 1) -> Claim | None:
+        return executions.find_claim(
+            cursor, tenant, EXECUTION_ID, attempt=attempt, claimant=claimant, lease_ttl=LEASE
+        )
+
+    assert find("this child") is None
+    assert claim("this child") is not None
+    # A doubled message in another child of the same worker, whose own claim got no answer either.
+    assert claim("that child") is None
+    assert find("that child") is None
+    assert find("this child", attempt=2) is None
+    before = read(cursor, tenant)
+    assert find("this child") == Claim(attempt=1, failures=0, recoveries=0, policy="{}")
+    after = read(cursor, tenant)
+    assert after.lease_expires_at > before.lease_expires_at
+    assert after.attempt == before.attempt
+    assert executions.release_attempt(cursor, tenant, EXECUTION_ID, 1, reason="it took too long")
+    assert find("this child") is None
+
+
 def test_a_claim_keeps_the_policy_that_the_row_was_promised(cursor: Cursor, tenant: str) -> None:
     submit(cursor, tenant, policy='{"max_attempts": 9}')
     claimed = executions.claim(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloacina_celery.store import migrate, workers
-from tests.support.waiting import eventually
+from tests.support.waiting import database_time, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from psycopg2 import extensions
 
     from cloacina_celery.store.database import Cursor, Database, StoreConnection
 
@@ -41,7 +43,7 @@ def liveness(database: Database) -> Iterator[StoreConnection]:
 
 
 def find_dead(cursor: Cursor) -> list[tuple[int, str]]:
-    return [(dead.worker_id, dead.reason) for dead in workers.find_dead(cursor, grace=2, lease_ttl=15)]
+    return [(dead.worker_id, dead.reason) for dead in workers.look(cursor, grace=2, lease_ttl=15).dead]
 
 
 def age(cursor: Cursor, worker_id: int, seconds: float) -> None:
@@ -64,7 +66,7 @@ def test_a_worker_is_dead_as_soon_as_its_connection_is_gone_and_its_grace_is_ove
         lambda: find_dead(register) == [(worker_id, "worker w1 died (its liveness lock is gone)")],
         why="the lock to go with its connection",
     )
-    (dead,) = workers.find_dead(register, grace=2, lease_ttl=15)
+    (dead,) = workers.look(register, grace=2, lease_ttl=15).dead
     assert dead.tenants == ("tenant_a", "tenant_b")
     age(register, worker_id, 1)
     assert find_dead(register) == []
@@ -127,3 +129,22 @@ def test_one_reaper_at_a_time_buries_a_worker(database: Database, register: Curs
         assert not workers.lock_dead(register, worker_id)
         workers.stop(first, worker_id, reason="found dead")
     assert not workers.lock_dead(register, worker_id)
+
+
+def test_a_look_counts_who_is_known_and_who_is_silent_and_reads_the_databases_clock(
+    register: Cursor, liveness: StoreConnection, observer: extensions.connection
+) -> None:
+    frozen, fresh, dead = (workers.register(register, name=name, tenants=[]) for name in ("f", "g", "d"))
+    with liveness.cursor() as holder:
+        workers.hold_lock(holder, frozen)
+    age(register, frozen, 16)
+    age(register, dead, 31)
+    before = database_time(observer).timestamp()
+    seen = workers.look(register, grace=2, lease_ttl=15)
+    assert (seen.known, seen.silent, [one.worker_id for one in seen.dead]) == (3, 2, [dead])
+    assert before <= seen.database_at <= database_time(observer).timestamp()
+    workers.stop(register, dead, reason="test")
+    workers.heartbeat(register, frozen)
+    seen = workers.look(register, grace=2, lease_ttl=15)
+    assert (seen.known, seen.silent, seen.dead) == (2, 0, ())
+    assert fresh in [one.worker_id for one in workers.alive(register)]

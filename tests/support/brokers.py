@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import pytest
 from kombu import Connection as BrokerConnection
 from kombu import Queue
 from redis import Redis
@@ -22,8 +23,19 @@ from redis import Redis
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from celery import Celery
+
 DATABASE_NUMBERS = range(8, 16)
 """Redis databases that tests may claim: the upper half, as people begin at 0."""
+
+KINDS = ("redis", "rabbitmq", "rabbitmq-quorum")
+"""The brokers that a test can ask for: RabbitMQ with classic queues, and with quorum queues."""
+
+EACH_KIND = pytest.mark.parametrize("broker_url", KINDS, indirect=True)
+"""Have a test run once on each kind of broker."""
+
+EACH_RABBITMQ = pytest.mark.parametrize("broker_url", KINDS[1:], indirect=True)
+"""Have a test run with classic and with quorum queues."""
 
 MARK = "cloacina:test"
 """The key that says a Redis database is a test run's and may be emptied."""
@@ -100,6 +112,14 @@ def without_password(url: str) -> str:
     """Return a broker URL as it may be printed."""
     with BrokerConnection(url) as connection:
         return str(connection.as_uri())
+
+
+def configure_queues(app: Celery) -> None:
+    """Give an app of the tests the queues that the environment says, as the fixture `broker_environment` does."""
+    app.conf.task_default_queue_type = os.environ.get("CLOACINA_TEST_QUEUE_TYPE", "classic")
+    if "CLOACINA_TEST_CONTROL_QUEUE" in os.environ:
+        app.conf.cloacina_control_queue = os.environ["CLOACINA_TEST_CONTROL_QUEUE"]
+        app.conf.task_default_queue = os.environ["CLOACINA_TEST_DEFAULT_QUEUE"]
 
 
 def delete_queues(url: str, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The Celery app of the acceptance tests: durable tasks that fail, hang, die and write on demand.
 
-Configured by CLOACINA_DATABASE_URL and CLOACINA_BROKER_URL alone, so that a worker process and a test process
-import the same thing; in a test process take it from the `shop` fixture, which imports it under the test's
+Configured by its environment's CLOACINA_* variables alone, so that a worker process and a test process import
+the same thing; in a test process take it from the `shop` fixture, which imports it under the test's
 own environment.
 """
 
@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from cloacina_celery import Cloacina, RetryPolicy
 from tests.support import shop_tables
+from tests.support.brokers import configure_queues
 from tests.support.databases import connect
 from tests.support.waiting import eventually
 
@@ -28,6 +29,7 @@ DATABASE_URL = os.environ["CLOACINA_DATABASE_URL"]
 """Read once: in a test process the variable is there only while this module is imported."""
 
 app = Celery("shop", broker=os.environ["CLOACINA_BROKER_URL"])
+configure_queues(app)
 cloacina = Cloacina(app, database_url=DATABASE_URL)
 
 

@@ -1,0 +1,61 @@
+"""The circuit breaker: a broker that has just refused is left alone, so that it costs the callers next to nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+MIN_PAUSE = 1.0
+"""Seconds for which a broker that refused is not tried again, at the least."""
+
+PAUSE_FACTOR = 3.0
+"""A refusal that took long is followed by a pause so many times as long: waiting stays a small part of the time."""
+
+
+class Breaker:
+    """Say when to try the broker: always, until it refuses; then not for a while, and then one caller at a time.
+
+    The three states, and the one who tries for all, are those of Nygard's circuit breaker ("Release It!").
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_suspect = False
+        self._opened_at = 0.0
+        self._open_until = 0.0
+        self.refusals = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a try would be turned away now."""
+        return self._is_suspect and time.monotonic() < self._open_until
+
+    def admits(self, *, patience: float) -> bool:
+        """Tell a caller whether to try; of those who come after a pause, one, whose try may take ``patience`` s."""
+        with self._lock:
+            if not self._is_suspect:
+                return True
+            now = time.monotonic()
+            if now < self._open_until:
+                return False
+            self._open_until = now + patience
+            return True
+
+    def refused(self, *, after: float) -> float:
+        """Open after a try that took ``after`` seconds and failed; return the pause in seconds."""
+        pause = max(MIN_PAUSE, PAUSE_FACTOR * after)
+        with self._lock:
+            now = time.monotonic()
+            if not self._is_suspect:
+                self._is_suspect, self._opened_at = True, now
+            self._open_until = now + pause
+            self.refusals += 1
+        return pause
+
+    def accepted(self) -> float | None:
+        """Close after a try that succeeded; return how many seconds it was open, ``None`` if it was not."""
+        with self._lock:
+            if not self._is_suspect:
+                return None
+            self._is_suspect = False
+            return time.monotonic() - self._opened_at
