@@ -64,7 +64,7 @@ class TenantQueues:
                         if not _exists(name, connection):
                             return
                     time.sleep(PAUSE)
-        except (*BROKER_TROUBLE, *app.connection().connection_errors) as error:
+        except (*BROKER_TROUBLE, *app.connection_for_read().connection_errors) as error:
             raise TenantUnfinished(
                 name, verb, f"the broker did not delete its queue ({' '.join(str(error).split())})"
             ) from error

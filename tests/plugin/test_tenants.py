@@ -148,14 +148,11 @@ def test_a_drop_that_crashed_between_two_steps_is_completed_by_the_next_one(
 def test_a_drop_with_the_broker_away_says_what_is_left_to_do_and_nothing_takes_its_name_before(
     place: Place, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Away:
-        def __enter__(self) -> None:
-            raise ConnectionRefusedError("nobody there")
-
-        def __exit__(self, *_: object) -> None: ...
+    def refuse(*_: object) -> None:
+        raise ConnectionRefusedError("nobody there")
 
     with monkeypatch.context() as patched:
-        patched.setattr(place.shop.app, "connection_for_write", Away)
+        patched.setattr(queues.TenantQueues, "_delete", refuse)
         with pytest.raises(TenantUnfinished, match=r"did not delete its queue .* run it again"):
             tenants_of(place).drop(tenant)
     assert tenants_of(place).get(tenant).unfinished is Verb.DROP
