@@ -104,7 +104,7 @@ class Keeper:
 
     def _sweep_all(self) -> None:
         self._wants_sweep = False
-        self._reaper.sweep_all()
+        self._reaper.sweep_all(everything=False)
 
     def _run(self) -> None:
         with self._database.waits_limited_to(LONGEST_WAIT):
@@ -119,7 +119,7 @@ class Keeper:
                 if self._settings.enable_recovery and time.monotonic() >= next_poll:
                     self._reaper.recover_dead_workers()
                     # At its start a worker has not looked into its queues yet; what waits there is not stranded.
-                    self._reaper.sweep(self._tenants(), check_stranded=not is_first)
+                    self._reaper.sweep(self._reaper.attend(self._tenants()), check_stranded=not is_first)
                     is_first = False
                 interval = self._settings.poll_interval * random.uniform(0.8, 1.2)
                 next_poll = time.monotonic() + interval

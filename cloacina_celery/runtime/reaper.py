@@ -11,10 +11,11 @@ from functools import partial
 from cloacina_celery.core.lifecycle import Abandon, Recover
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.runtime.attention import Attention
 from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
 from cloacina_celery.runtime.units import settlement
 from cloacina_celery.runtime.watch import Watch
-from cloacina_celery.store import catalog, outbox, recovery, retention, turns, workers
+from cloacina_celery.store import busy, catalog, outbox, recovery, retention, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.outbox import Letter
@@ -62,6 +63,7 @@ class Reaper:
         self._send_letters = send_letters
         self._can_publish = can_publish
         self._on_abandoned = on_abandoned
+        self._attention = Attention(database)
         self._watch = Watch(database, settings)
         self._lost = LostMessages(database, settings, publish=publish, queue_depth=queue_depth)
         self._troubled_until: dict[str, float] = {}
@@ -82,16 +84,28 @@ class Reaper:
                     self._note_trouble(seen.tenant, error)
         return touched
 
-    def sweep_all(self) -> int:
-        """Sweep every tenant of the catalog, and the workers' register; delete what has ended long ago."""
-        tenants = catalog.tenants(self._database)
-        touched = self.recover_dead_workers() + self.sweep([tenant.name for tenant in tenants])
+    def attend(self, tenants: Sequence[str]) -> list[str]:
+        """Choose those of the tenants that a sweep has to look at now: who may have work, and some of the others."""
+        return self._attention.choose(tenants)
+
+    def sweep_all(self, *, everything: bool = True) -> int:
+        """Sweep the catalog's tenants, and the workers' register; delete what has ended long ago.
+
+        Args:
+            everything: look at each tenant; else at those that `attend` chooses.
+        """
+        tenants = {tenant.name: tenant for tenant in catalog.tenants(self._database)}
+        chosen = list(tenants) if everything else self.attend(list(tenants))
+        touched = self.recover_dead_workers() + self.sweep(chosen)
+        pruned = frozenset(chosen)
         kept = {self._settings.retain_succeeded, self._settings.retain_failed}
-        for tenant in tenants:
+        for name, tenant in tenants.items():
             succeeded_after = _own_or(tenant.retain_succeeded, self._settings.retain_succeeded)
             failed_after = _own_or(tenant.retain_failed, self._settings.retain_failed)
-            self._prune(tenant.name, succeeded_after=succeeded_after, failed_after=failed_after)
             kept |= {succeeded_after, failed_after}
+            if name in pruned:
+                self._prune(name, succeeded_after=succeeded_after, failed_after=failed_after)
+        self._review_marks()
         # An entry outlives the events that name it, so that `execution show` can always say who it was.
         with bounded_transaction(self._database) as cursor:
             retention.forget_workers(cursor, stopped_after=max(kept) if all(kept) else 0)
@@ -237,6 +251,16 @@ class Reaper:
         if sent:
             log("sweep.letters", tenant=tenant, count=len(sent))
         return len(sent)
+
+    def _review_marks(self) -> None:
+        with bounded_transaction(self._database) as cursor:
+            old = busy.old(cursor)
+        for tenant in old:
+            try:
+                with bounded_transaction(self._database) as cursor:
+                    busy.renew_or_remove(cursor, tenant)
+            except DriverError as error:
+                self._note_trouble(tenant, error)
 
     def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
         now = time.monotonic()

@@ -50,18 +50,36 @@ def marked(cursor: Cursor) -> frozenset[str]:
     return frozenset(row[0] for row in cursor.fetchall())
 
 
-def unmark_if_idle(cursor: Cursor, tenant: str) -> bool:
-    """Take a mark away that is old, if the tenant has nothing that a sweep would ever move; tell whether it was."""
-    s = quote(tenant)
+def old(cursor: Cursor) -> list[str]:
+    """Return the tenants whose mark is so old that it is to be looked at."""
     cursor.execute(
-        f"""
-        DELETE FROM cloacina.busy
-        WHERE tenant = %s AND marked_at < now() - make_interval(secs => %s)
-          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NULL)
-          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
-          AND NOT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'running')
-          AND NOT EXISTS (SELECT FROM {s}.cloacina_outbox)
-        """,
+        "SELECT tenant FROM cloacina.busy WHERE marked_at < now() - make_interval(secs => %s)", (IDLE_AFTER,)
+    )
+    return [tenant for (tenant,) in cursor.fetchall()]
+
+
+def renew_or_remove(cursor: Cursor, tenant: str) -> bool:
+    """Renew an old mark if a sweep may yet have something to move there, else remove it; tell whether it stays.
+
+    A tenant that is gone has nothing, and its mark goes.
+    """
+    s = quote(tenant)
+    cursor.execute("SELECT to_regclass(%s)", (f"{s}.cloacina_executions",))
+    if cursor.fetchone() != (None,):
+        cursor.execute(
+            f"""
+            SELECT EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NULL)
+                OR EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
+                OR EXISTS (SELECT FROM {s}.cloacina_executions WHERE state = 'running')
+                OR EXISTS (SELECT FROM {s}.cloacina_outbox)
+            """
+        )
+        if cursor.fetchone() == (True,):
+            cursor.execute("UPDATE cloacina.busy SET marked_at = now() WHERE tenant = %s", (tenant,))
+            return True
+    # Whoever marked it since we looked keeps it.
+    cursor.execute(
+        "DELETE FROM cloacina.busy WHERE tenant = %s AND marked_at < now() - make_interval(secs => %s)",
         (tenant, IDLE_AFTER),
     )
-    return bool(cursor.rowcount)
+    return False

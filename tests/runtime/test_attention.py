@@ -91,13 +91,23 @@ def test_a_mark_goes_only_where_nothing_is_left_to_do(cursor: Cursor, work: str 
         executions.submit(cursor, tenant, submission(delay=60.0 if work == "delayed" else None))
     if work == "running":
         assert claim(cursor, tenant)
-    assert busy.unmark_if_idle(cursor, tenant) is (work is None)
+    assert busy.old(cursor) == [tenant]
+    assert busy.renew_or_remove(cursor, tenant) is (work is not None)
+    assert busy.old(cursor) == []
     assert (tenant in busy.marked(cursor)) is (work is not None)
 
 
-def test_a_fresh_mark_stays(cursor: Cursor) -> None:
+def test_a_mark_that_was_made_since_it_was_looked_at_stays(cursor: Cursor) -> None:
     busy.mark(cursor, "tenant_real")
-    assert not busy.unmark_if_idle(cursor, "tenant_real")
-    cursor.execute("UPDATE cloacina.busy SET marked_at = now() - interval '1 hour'")
-    busy.mark(cursor, "tenant_real")
-    assert not busy.unmark_if_idle(cursor, "tenant_real")
+    assert busy.old(cursor) == []
+    assert busy.renew_or_remove(cursor, "tenant_real") is False
+    assert "tenant_real" in busy.marked(cursor)
+
+
+def test_the_mark_of_a_tenant_that_is_gone_goes(cursor: Cursor) -> None:
+    busy.mark(cursor, "tenant_gone")
+    cursor.execute(
+        "UPDATE cloacina.busy SET marked_at = now() - interval '1 hour' WHERE tenant = 'tenant_gone'"
+    )
+    assert busy.renew_or_remove(cursor, "tenant_gone") is False
+    assert "tenant_gone" not in busy.marked(cursor)

@@ -75,7 +75,7 @@ class Sweeper:
         self.reaper = Reaper(
             self._database, HASTY,
             publish=lambda rings: self.published.extend((time.monotonic(), ring) for ring in rings),
-            send_letters=lambda _: [], can_publish=lambda: True, queue_depth=lambda _: None,
+            send_letters=lambda _: [], can_publish=lambda _: True, queue_depth=lambda _: None,
             on_abandoned=lambda *_: None,
         )  # fmt: skip
         self._stopping = threading.Event()
@@ -122,7 +122,7 @@ def keeper_of(database_url: str) -> Iterator[Callable[..., Keeper]]:
         database = Database(database_url)
         settings = Settings(lease_ttl=3.0, heartbeat_interval=1.0, enable_recovery=False)
         reaper = Reaper(
-            database, settings, publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda: True,
+            database, settings, publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda _: True,
             queue_depth=lambda _: None, on_abandoned=lambda *_: None,
         )  # fmt: skip
         keeper = Keeper(
@@ -473,7 +473,7 @@ def test_a_drop_and_a_recovery_of_the_same_tenant_get_out_of_each_others_way(
         run(cursor, tenant)
     settled: list[Any] = []
     reaper = Reaper(
-        database, HASTY, publish=settled.extend, send_letters=lambda _: [], can_publish=lambda: True,
+        database, HASTY, publish=settled.extend, send_letters=lambda _: [], can_publish=lambda _: True,
         queue_depth=lambda _: None, on_abandoned=lambda *_: None,
     )  # fmt: skip
 
