@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.errors import (
+    ArchiveRefused,
     CloacinaError,
     DatabaseUnavailable,
     ExecutionNotFound,
@@ -18,8 +19,11 @@ from cloacina_celery.errors import (
     MessageRefused,
     SchemaMismatch,
     SettingsError,
+    SubmitRefused,
     TenantMismatch,
     TenantNotBound,
+    TenantStateRefused,
+    TenantUnfinished,
     TransitionRefused,
     UnknownTenant,
 )
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArchiveRefused",
     "Cloacina",
     "CloacinaError",
     "DatabaseUnavailable",
@@ -49,8 +54,11 @@ __all__ = [
     "Runner",
     "SchemaMismatch",
     "SettingsError",
+    "SubmitRefused",
     "TenantMismatch",
     "TenantNotBound",
+    "TenantStateRefused",
+    "TenantUnfinished",
     "TransitionRefused",
     "UnknownTenant",
 ]

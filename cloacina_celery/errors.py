@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveRefused",
     "CloacinaError",
     "DatabaseUnavailable",
     "ExecutionNotFound",
@@ -12,8 +13,11 @@ __all__ = [
     "MessageRefused",
     "SchemaMismatch",
     "SettingsError",
+    "SubmitRefused",
     "TenantMismatch",
     "TenantNotBound",
+    "TenantStateRefused",
+    "TenantUnfinished",
     "TransitionRefused",
     "UnknownTenant",
 ]
@@ -48,13 +52,54 @@ class TenantNotBound(CloacinaError):
 
 
 class UnknownTenant(CloacinaError):
-    """The catalog does not know this tenant."""
+    """The catalog does not know this tenant, or knows only that it was removed."""
 
-    def __init__(self, tenant: str) -> None:
+    def __init__(self, tenant: str, *, removed: bool = False, moved_to: str | None = None) -> None:
         self.tenant = tenant
+        create = f"`celery -A <app> cloacina tenant create {tenant}` or cloacina.tenants.create(...)"
+        if moved_to is not None:
+            message = f"tenant {tenant!r} was moved to {moved_to!r}: use that name"
+        elif removed:
+            message = (
+                f"tenant {tenant!r} was removed, and comes back by itself no more: if it should, {create}"
+            )
+        else:
+            message = f"unknown tenant {tenant!r}: create it with {create}, or start a worker on its queue"
+        super().__init__(message)
+
+
+class TenantStateRefused(CloacinaError):
+    """A tenant is in a state from which the requested verb does not lead on."""
+
+    def __init__(self, tenant: str, state: str, verb: str, hint: str) -> None:
+        self.tenant = tenant
+        self.state = state
+        self.verb = verb
+        super().__init__(f"cannot {verb} tenant {tenant}: it is {state}; {hint}")
+
+
+class TenantUnfinished(CloacinaError):
+    """A verb has begun and could not be ended: what it did stays, and doing it again ends it."""
+
+    def __init__(self, tenant: str, verb: str, why: str) -> None:
+        self.tenant = tenant
+        self.verb = verb
+        super().__init__(f"{verb} of tenant {tenant} is not finished: {why}. Then run it again")
+
+
+class ArchiveRefused(CloacinaError):
+    """A tenant's archive could not be written or brought in; nothing of it is half there."""
+
+
+class SubmitRefused(CloacinaError):
+    """A tenant takes no new work: it drains, or was suspended with submissions refused."""
+
+    def __init__(self, tenant: str, state: str) -> None:
+        self.tenant = tenant
+        self.state = state
         super().__init__(
-            f"unknown tenant {tenant!r}: create it with `celery -A <app> cloacina tenant create {tenant}` "
-            "or cloacina.tenants.create(...), or start a worker on its queue"
+            f"tenant {tenant!r} is {state} and takes no new work; nothing was submitted. "
+            f"`celery -A <app> cloacina tenant resume {tenant}` opens it again"
         )
 
 

@@ -64,20 +64,22 @@ class Runner:
         self.app: Celery = app if app is not None else current_app._get_current_object()
         self.tenant = schema
         self.cloacina = _plugin_of(self.app, database_url)
-        self.cloacina.tenants.create(schema, legacy=schema == LEGACY_TENANT)
+        self.cloacina.tenants.open(schema, legacy=schema == LEGACY_TENANT)
         self.app.finalize()
         self.app.loader.import_default_modules()
         settings = dataclasses.replace(self.cloacina.settings, enable_recovery=enable_recovery)
         self._running: dict[str, Held] = {}
+        tenants = self.cloacina.parts.kernel.tenants
         self._keeper = Keeper(
             self.cloacina.database,
             settings,
             self.cloacina.parts.recovery.reaper(),
             name=worker_name(f"runner@{schema}"),
             duties=Duties(
-                tenants=lambda: [schema],
+                tenants=lambda: [schema] if tenants.knows(schema) else [],
                 held=lambda: list(self._running.values()),
                 reserved=dict,  # a message that a runner takes starts at once
+                look=tenants.look_again,
             ),
         )
         self.cloacina.parts.kernel.boards[self._keeper.worker_id] = self._keeper.board

@@ -18,6 +18,8 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
+    "tenant.changed": (logging.INFO, "tenant %(tenant)s is %(state)s now, by %(by)s"),
+    "tenant.gone": (logging.ERROR, "queue %(tenant)s is not consumed: %(error)s"),
     "broker.refused": (
         logging.WARNING,
         (
@@ -52,6 +54,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "claim.declined": (
         logging.INFO,
         "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s declined: stale or duplicate",
+    ),
+    "claim.held": (
+        logging.INFO,
+        (
+            "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s held back: the tenant starts "
+            "nothing now; the row waits, and is sent again"
+        ),
     ),
     "claim.waiting": (
         logging.WARNING,

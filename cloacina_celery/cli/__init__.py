@@ -7,6 +7,7 @@ import click
 from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.overview import status, sweep
 from cloacina_celery.cli.schemas import schema
+from cloacina_celery.cli.tenant_moves import tenant_adopt, tenant_export, tenant_import, tenant_rename
 from cloacina_celery.cli.tenants import tenant
 from cloacina_celery.cli.verify import verify
 
@@ -17,6 +18,9 @@ __all__ = ["cloacina"]
 def cloacina() -> None:
     """Durable tasks of many tenants: look at them and act on them."""
 
+
+for command in (tenant_rename, tenant_adopt, tenant_export, tenant_import):
+    tenant.add_command(command)
 
 for command in (tenant, schema, execution, sweep, status, verify):
     cloacina.add_command(command)

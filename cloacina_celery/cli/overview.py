@@ -31,13 +31,15 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for one in cloacina.tenants.list():
         counts = cloacina.executions(one.name).count()
-        rows.append({"tenant": one.name, **{str(state): counts.get(state, 0) for state in State}})
+        rows.append(
+            {"tenant": one.name, "is": one.state, **{str(state): counts.get(state, 0) for state in State}}
+        )
     with cloacina.database.statement() as cursor:
         alive = [asdict(worker) for worker in workers.alive(cursor)] if rows else []
     if as_json:
         click.echo(json.dumps({"tenants": rows, "workers": alive}, default=plain, indent=2))
         return
-    print_rows(False, rows, ("tenant", *map(str, State)), empty="no tenants yet")
+    print_rows(False, rows, ("tenant", "is", *map(str, State)), empty="no tenants yet")
     click.echo()
     print_rows(
         False, alive, ("worker_id", "name", "tenants", "started_at", "heartbeat_at"), empty="no worker runs"

@@ -48,6 +48,15 @@ def validate_tenant_name(name: object, *, allow_legacy: bool = False) -> str:
     return name
 
 
+def is_tenant_name(name: object) -> bool:
+    """Tell whether a tenant can have this name, ``public`` included."""
+    try:
+        validate_tenant_name(name, allow_legacy=True)
+    except InvalidTenantName:
+        return False
+    return True
+
+
 def quote(name: str) -> str:
     """Quote a tenant's name as a SQL identifier, after checking it once more.
 

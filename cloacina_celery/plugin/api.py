@@ -1,85 +1,18 @@
-"""What operators and programs ask of tenants and executions; the CLI prints the same."""
+"""What operators and programs ask of executions; the CLI prints the same."""
 
 from __future__ import annotations
 
 import builtins
-import fnmatch
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import MAX_INTEGER
-from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
-from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, InvalidTenantName, TransitionRefused
-from cloacina_celery.store import catalog, migrate, queries
-from cloacina_celery.store.catalog import Tenant
+from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, TransitionRefused
+from cloacina_celery.store import queries
 from cloacina_celery.store.queries import Event, Execution
-from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.parts import Parts
-
-
-class Tenants:
-    """The tenants of the database."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._kernel = parts.kernel
-
-    def create(self, name: str, *, legacy: bool = False) -> bool:
-        """Make a tenant exist, and tell whether it is new.
-
-        Args:
-            name: schema and queue.
-            legacy: allows ``public``, an existing single-tenant deployment's schema.
-
-        Raises:
-            InvalidTenantName: the name breaks the rule, or differs from a tenant's only in case.
-            SchemaMismatch: the tenant is there at another revision.
-        """
-        validate_tenant_name(name, allow_legacy=legacy)
-        if name == self._kernel.settings.control_queue:
-            raise InvalidTenantName(
-                name, "it is the control queue, which every worker consumes; choose another"
-            )
-        is_new = catalog.create(self._kernel.database, name, legacy=legacy)
-        self._kernel.tenants.learn(name)
-        if is_new:
-            log("tenant.created", tenant=name)
-        return is_new
-
-    def list(self) -> list[Tenant]:
-        """List the tenants by name."""
-        return catalog.tenants(self._kernel.database)
-
-    def open_for(self, queues: Sequence[str]) -> None:
-        """Make the tenants of a starting worker's queues exist at our revision.
-
-        A queue is a tenant's if the catalog knows it, or if its name matches ``cloacina_auto_create``: then the
-        first start creates it.
-
-        Raises:
-            InvalidTenantName: a name matches but cannot be a tenant's.
-            SchemaMismatch: a tenant, or the catalog, is at a revision that this version cannot work with.
-        """
-        settings, database = self._kernel.settings, self._kernel.database
-        migrate.ensure_catalog(database)
-        patterns = [pattern.strip() for pattern in settings.auto_create.split(",")]
-        ordinary = {self._kernel.app.conf.task_default_queue, settings.control_queue}
-        for queue in queues:
-            if self._kernel.tenants.knows(queue):
-                catalog.create(database, queue, legacy=queue == LEGACY_TENANT)
-            elif queue not in ordinary and any(fnmatch.fnmatchcase(queue, pattern) for pattern in patterns):
-                self.create(queue)
-
-    def drop(self, name: str) -> None:
-        """Remove a tenant with all that is in its schema; of ``public`` only this package's tables.
-
-        Raises:
-            UnknownTenant: there is none of this name.
-        """
-        catalog.drop(self._kernel.database, name)
-        self._kernel.tenants.forget(name)
 
 
 class Executions:

@@ -14,12 +14,13 @@ from cloacina_celery.core.settings import MAX_INTEGER, Settings, check_names
 from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidPayload, SettingsError, TenantMismatch
 from cloacina_celery.plugin import amqp, control
-from cloacina_celery.plugin.api import Executions, Tenants, is_text
+from cloacina_celery.plugin.api import Executions, is_text
 from cloacina_celery.plugin.bulk import submit_many
 from cloacina_celery.plugin.parts import Parts
 from cloacina_celery.plugin.results import DurableResult
 from cloacina_celery.plugin.submitter import id_for_key
 from cloacina_celery.plugin.task import DurableTask
+from cloacina_celery.plugin.tenants import Tenants
 from cloacina_celery.plugin.typing import P, R_co, TypedTask
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import (
@@ -237,7 +238,8 @@ class Cloacina:
     def execution_id(self, idempotency_key: str, *, tenant: str | None = None) -> str:
         """Return the id that the execution of this key has in the tenant, whether it exists yet or not."""
         name = require_tenant("execution_id()") if tenant is None else tenant
-        return id_for_key(validate_tenant_name(name, allow_legacy=True), idempotency_key)
+        validate_tenant_name(name, allow_legacy=True)
+        return id_for_key(self.parts.kernel.tenants.standing_of(name), idempotency_key)
 
     def result(self, execution_id: str, *, tenant: str | None = None) -> Any:
         """Return the result object of an execution by its id.

@@ -11,8 +11,9 @@ from celery.exceptions import Ignore
 
 from cloacina_celery.core.lifecycle import trust_window
 from cloacina_celery.core.settings import MAX_INTEGER
+from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.errors import DatabaseUnavailable, InvalidTenantName, MessageRefused, UnknownTenant
-from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, TENANT_HEADER
+from cloacina_celery.plugin.envelope import ATTEMPT_HEADER, EPOCH_HEADER, TENANT_HEADER
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import current_worker_id
 from cloacina_celery.runtime.patience import until_available
@@ -41,8 +42,9 @@ class Claimer:
         request = task.request
         headers = request.headers or {}
         tenant, number = headers.get(TENANT_HEADER), headers.get(ATTEMPT_HEADER)
+        epoch = headers.get(EPOCH_HEADER, FIRST_EPOCH)
         try:
-            self._check(tenant, number, request)
+            self._check(tenant, number, epoch, request)
         except (MessageRefused, InvalidTenantName, UnknownTenant) as error:
             log("message.refused", execution_id=request.id, task=task.name, error=error)
             raise Ignore(str(error)) from error
@@ -54,10 +56,10 @@ class Claimer:
         # Should the claim's answer be lost, its event tells this call from any other, another child's too.
         claimant = f"by process {os.getpid()}, claim {secrets.token_hex(4)}"
         asked_at = steady_clock()
-        is_in_doubt = False
+        is_in_doubt = is_held = False
 
         def ask() -> Claim | None:
-            nonlocal asked_at
+            nonlocal asked_at, is_held
             asked_at = steady_clock()
             with database.statement() as cursor:
                 given = executions.claim(
@@ -69,6 +71,7 @@ class Claimer:
                     lease_ttl=kernel.settings.lease_ttl,
                     policy=kernel.stored_policy_of(task),
                     claimant=claimant,
+                    epoch=epoch,
                     prepare=database.prepared_statements,
                 )
                 if given is None and is_in_doubt:
@@ -78,6 +81,8 @@ class Claimer:
                     )  # fmt: skip
                     if given is not None:
                         log("claim.found", tenant=tenant, execution_id=request.id, attempt=number)
+                # This was its message: a row that waits all the same is rung when its tenant starts work again.
+                is_held = given is None and executions.unring(cursor, tenant, [(request.id, number)])
                 return given
 
         def wait(error: DatabaseUnavailable) -> None:
@@ -91,6 +96,9 @@ class Claimer:
             kernel.tenants.forget(tenant)
             log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
             raise Ignore(f"tenant {tenant} is gone") from error
+        if claim is None and is_held:
+            log("claim.held", tenant=tenant, execution_id=request.id, attempt=number)
+            raise Ignore(f"held back: {tenant} starts nothing now")
         if claim is None:
             log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
             raise Ignore(f"stale or duplicate message for attempt {number}")
@@ -100,9 +108,8 @@ class Claimer:
             trusted_until=asked_at + trust_window(kernel.settings.lease_ttl), board=kernel.boards.get(worker_id),
         )  # fmt: skip
 
-    def _check(self, tenant: object, number: object, request: Any) -> None:
-        is_number = isinstance(number, int) and not isinstance(number, bool) and abs(number) <= MAX_INTEGER
-        if not isinstance(tenant, str) or not is_number or "\0" in request.id:
+    def _check(self, tenant: object, number: object, epoch: object, request: Any) -> None:
+        if not isinstance(tenant, str) or not (_is_int4(number) and _is_int4(epoch)) or "\0" in request.id:
             raise MessageRefused(
                 f"the message of {request.id} carries no {TENANT_HEADER} and {ATTEMPT_HEADER}: it was not sent by "
                 "cloacina_celery; send durable tasks through an app that has the plugin"
@@ -114,3 +121,7 @@ class Claimer:
                 "messages travel in the queue of its name only"
             )
         self._kernel.tenants.require(tenant)
+
+
+def _is_int4(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) <= MAX_INTEGER

@@ -14,6 +14,7 @@ from cloacina_celery.errors import InvalidPayload
 
 TENANT_HEADER = "cloacina_tenant"
 ATTEMPT_HEADER = "cloacina_attempt"
+EPOCH_HEADER = "cloacina_epoch"
 KEY_HEADER = "cloacina_idempotency_key"
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -60,9 +61,20 @@ class Envelope:
         headers, properties, body = json.loads(stored)
         return cls(headers, properties, body)
 
-    def ringing_for(self, tenant: str, attempt: int, failures: int) -> dict[str, Any]:
+    def moved(self, old: str, new: str) -> Envelope:
+        """Return the message with what its callbacks say of the tenant ``old``, as tenant or queue, said of ``new``."""
+        args, kwargs, _ = self.body
+        embed = {
+            part: [_moved(s, old, new) for s in found] if isinstance(found, list) else _moved(found, old, new)
+            for part, found in self.embed.items()
+        }
+        return Envelope(self.headers, self.properties, [args, kwargs, embed])
+
+    def ringing_for(self, tenant: str, epoch: int, attempt: int, failures: int) -> dict[str, Any]:
         """Return the headers of the message that rings for one attempt."""
-        return {**self.headers, TENANT_HEADER: tenant, ATTEMPT_HEADER: attempt, "retries": failures}
+        return {
+            **self.headers, TENANT_HEADER: tenant, EPOCH_HEADER: epoch, ATTEMPT_HEADER: attempt, "retries": failures,
+        }  # fmt: skip
 
 
 def dump_json(value: Any, what: str) -> str:
@@ -83,6 +95,30 @@ def dump_json(value: Any, what: str) -> str:
 
 
 load_json = json.loads
+
+
+def _moved(signature: Any, old: str, new: str) -> Any:
+    # Arguments are the user's: a tenant's name in there may mean anything.
+    if not isinstance(signature, dict) or "task" not in signature:
+        return signature
+    options = {
+        key: new if key in ("tenant", "queue", "routing_key") and value == old else value
+        for key, value in (signature.get("options") or {}).items()
+    }
+    for key in ("link", "link_error"):
+        if isinstance(options.get(key), list):
+            options[key] = [_moved(one, old, new) for one in options[key]]
+    kwargs = dict(signature.get("kwargs") or {})
+    if signature.get("subtask_type") in ("chain", "group", "chord"):
+        for key in ("tasks", "header", "body"):
+            part = kwargs.get(key)
+            if part is not None:
+                kwargs[key] = (
+                    [_moved(one, old, new) for one in part]
+                    if isinstance(part, list)
+                    else _moved(part, old, new)
+                )
+    return {**signature, "options": options, "kwargs": kwargs}
 
 
 def _frozen_ids(signature: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from celery import Celery
 
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.core.settings import Settings
+from cloacina_celery.core.tenancy import Standing
 from cloacina_celery.errors import SettingsError, UnknownTenant
 from cloacina_celery.plugin.memory import BusyMarks, ChordSizes, Locations, Messages, TenantDirectory
 from cloacina_celery.runtime.keeper import Keeper
@@ -34,7 +35,7 @@ class Kernel:
         self._settings: Settings | None = None
         self._database: Database | None = None
         self._policies: dict[str, str] = {}
-        self.tenants = TenantDirectory(lambda name: catalog.exists(self.database, name))
+        self.tenants = TenantDirectory(self._standings)
         self.busy_marks = BusyMarks(self._mark_busy)
         self.locations = Locations()
         self.chord_sizes = ChordSizes()
@@ -99,6 +100,10 @@ class Kernel:
                 prepared_statements=settings.prepared_statements,
             )
         return self._database
+
+    def _standings(self, names: Sequence[str]) -> dict[str, Standing]:
+        found = catalog.find_all(self.database, names)
+        return {name: tenant.standing for name, tenant in found.items()}
 
     @contextmanager
     def rows(self, tenant: str) -> Iterator[Cursor]:

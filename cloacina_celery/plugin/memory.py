@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 
-from cloacina_celery.core.tenant import validate_tenant_name
-from cloacina_celery.errors import InvalidTenantName, UnknownTenant
+from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState
+from cloacina_celery.core.tenant import is_tenant_name, validate_tenant_name
+from cloacina_celery.errors import DatabaseUnavailable, UnknownTenant
 from cloacina_celery.store.busy import MARK_INTERVAL
 
 REMEMBERED = 10_000
@@ -19,52 +20,96 @@ UNKNOWN_FOR = 5.0
 
 
 class TenantDirectory:
-    """Knows which tenants exist; asks the catalog about names it has not seen.
+    """Knows which tenants exist and how they stand; asks the catalog about names it has not seen.
 
     Args:
-        look_up: asks the catalog for one name.
+        look_up: asks the catalog for names; those that it has never heard of are missing in the answer.
     """
 
-    def __init__(self, look_up: Callable[[str], bool]) -> None:
+    def __init__(self, look_up: Callable[[Sequence[str]], Mapping[str, Standing]]) -> None:
         self._look_up = look_up
-        self._known: set[str] = set()
-        self._unknown_until: dict[str, float] = {}
+        self._known: dict[str, Standing] = {}
+        self._fresh_until: dict[str, float] = {}
+        self._looked_at = float("-inf")
 
     def knows(self, name: str) -> bool:
         """Tell whether a tenant exists; a yes is remembered, a no for a few seconds."""
-        if name in self._known:
+        if name in self._known and self._known[name].exists:
             return True
-        if self._unknown_until.get(name, 0.0) > time.monotonic():
+        if self._fresh_until.get(name, 0.0) > time.monotonic():
             return False
-        try:
-            validate_tenant_name(name, allow_legacy=True)
-        except InvalidTenantName:
-            return False
-        if self._look_up(name):
-            self.learn(name)
-            return True
-        self._unknown_until[name] = time.monotonic() + UNKNOWN_FOR
-        return False
+        return self._look(name).exists
 
     def require(self, name: str) -> None:
         """Do nothing if a tenant exists.
 
         Raises:
             InvalidTenantName: no tenant can have this name.
-            UnknownTenant: none has it.
+            UnknownTenant: none has it, or it was removed.
         """
         validate_tenant_name(name, allow_legacy=True)
         if not self.knows(name):
-            raise UnknownTenant(name)
+            standing = self._known.get(name)
+            raise UnknownTenant(
+                name, removed=standing is not None, moved_to=standing.moved_to if standing else None
+            )
+
+    def standing_of(self, name: str) -> Standing:
+        """Return how a tenant stands, as the catalog said a second ago at the most; an unknown one is removed."""
+        if self._fresh_until.get(name, 0.0) > time.monotonic():
+            return self._known.get(name) or _never_was(name)
+        try:
+            return self._look(name)
+        except DatabaseUnavailable:
+            # A submission that has its connection already need not fail for this: what was true lately must do.
+            if name not in self._known:
+                raise
+            return self._known[name]
+
+    def epoch_of(self, name: str) -> int:
+        """Return a tenant's epoch, by what `standing_of` says."""
+        return self.standing_of(name).epoch
+
+    def look_again(self) -> None:
+        """Ask the catalog about all tenants that are known, in one statement, once a second at the most."""
+        now = time.monotonic()
+        if now - self._looked_at < KNOWN_FOR:
+            return
+        names = list(self._known)
+        found = self._look_up(names) if names else {}
+        self._looked_at = now
+        for name in names:
+            self._note(name, found.get(name), now)
 
     def learn(self, name: str) -> None:
         """Remember that the tenant exists."""
-        self._known.add(name)
-        self._unknown_until.pop(name, None)
+        self._known[name] = Standing(name=name)
+        self._fresh_until.pop(name, None)
 
     def forget(self, name: str) -> None:
         """Look the tenant up again at its next use."""
-        self._known.discard(name)
+        self._known.pop(name, None)
+        self._fresh_until.pop(name, None)
+
+    def _look(self, name: str) -> Standing:
+        # From before the question: the answer may have waited, and is believed no longer for that.
+        now = time.monotonic()
+        if not is_tenant_name(name):
+            return _never_was(name)
+        return self._note(name, self._look_up([name]).get(name), now)
+
+    def _note(self, name: str, found: Standing | None, now: float) -> Standing:
+        if found is None:
+            self._known.pop(name, None)
+        else:
+            self._known[name] = found
+        exists = found is not None and found.exists
+        self._fresh_until[name] = now + (KNOWN_FOR if exists else UNKNOWN_FOR)
+        return found or _never_was(name)
+
+
+def _never_was(name: str) -> Standing:
+    return Standing(name=name, state=TenantState.REMOVED)
 
 
 class BusyMarks:

@@ -150,7 +150,8 @@ class Publisher:
 
     def _send_ring(self, ring: Ring, producer: Producer) -> None:
         envelope = Envelope.load(ring.message)
-        headers = envelope.ringing_for(ring.tenant, ring.attempt, ring.failures)
+        epoch = self._kernel.tenants.epoch_of(ring.tenant)
+        headers = envelope.ringing_for(ring.tenant, epoch, ring.attempt, ring.failures)
         message: Any = (headers, {}, envelope.body, None)
         with at_the_head(producer) if ring.goes_first else nullcontext():
             self._send(producer, headers["task"], message, ring.tenant, envelope.properties)

@@ -12,6 +12,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from sqlalchemy.orm import Session, scoped_session
 
 from cloacina_celery.core.retry import MAX_DELAY
+from cloacina_celery.core.tenancy import Standing
 from cloacina_celery.errors import (
     CloacinaError,
     DatabaseUnavailable,
@@ -45,15 +46,18 @@ _CANVAS_OPTIONS = ("exchange", "routing_key", "queue", "exchange_type", "declare
                    "confirm_timeout", "event_dispatcher")  # fmt: skip
 
 
-def id_for_key(tenant: str, key: object) -> str:
+def id_for_key(tenant: Standing, key: object) -> str:
     """Derive the one execution id that a key has in a tenant: so racing callers meet at the primary key.
+
+    In each epoch it is another, so that what is left of a removed tenant's call finds no row of the new one; where
+    the tenant moves it stays the same.
 
     Raises:
         InvalidPayload: the key is none.
     """
     if not isinstance(key, str) or not key:
         raise InvalidPayload(f"idempotency_key is a non-empty string, not {key!r}")
-    return str(uuid.uuid5(_KEY_NAMESPACE, f"{tenant}/{key}"))
+    return str(uuid.uuid5(_KEY_NAMESPACE, f"{tenant.key_space}/{key}"))
 
 
 class Submitter:
@@ -86,6 +90,8 @@ class Submitter:
         # A hint may be missing, and must not cost a submission that has its connection already.
         with suppress(DatabaseUnavailable):
             self._kernel.busy_marks.ensure(tenant)
+        # Before the row: once that is committed, nothing but the broker may fail, and that is no error.
+        epoch = self._kernel.tenants.epoch_of(tenant)
         submitted = self._insert(tenant, submission, unit)
         if submitted is None or not submitted.is_due:
             return
@@ -94,7 +100,7 @@ class Submitter:
             execution_id=submission.execution_id,
             attempt=submitted.attempt,
             task=name,
-            message=(envelope.ringing_for(tenant, submitted.attempt, 0), {}, body, sent_event),
+            message=(envelope.ringing_for(tenant, epoch, submitted.attempt, 0), {}, body, sent_event),
             properties=envelope.properties,
         )
         if unit is None:
@@ -142,13 +148,18 @@ class Submitter:
                 "task_id=cloacina.execution_id(key, tenant=...)"
             )
         tenant = self.resolve_tenant(name, explicit, options.get("queue"))
+        attempt, unit = current_attempt(), current_unit()
+        # What a tenant's executions submit belongs to them: a tenant that takes nothing new lets it run to its end.
+        if not (
+            (attempt is not None and attempt.tenant == tenant) or (unit is not None and unit.is_settlement)
+        ):
+            self._kernel.tenants.standing_of(tenant).admit()
         if session is not None:
             if isinstance(session, scoped_session):
                 session = session()
             if not isinstance(session, Session):
                 raise InvalidPayload(f"session= takes a SQLAlchemy Session, not {type(session).__name__}")
             return tenant, SessionUnit(session, tenant)
-        unit = current_unit()
         if unit is not None and unit.tenant != tenant:
             raise TenantMismatch(
                 f"{name} was sent for tenant {tenant!r} inside a transaction of tenant {unit.tenant!r}: "

@@ -174,7 +174,7 @@ class DurableTask(Task):
             tenant = self.parts.submitter.resolve_tenant(
                 self.name, options.get("tenant"), options.get("queue")
             )
-            task_id = id_for_key(tenant, key)
+            task_id = id_for_key(self.parts.kernel.tenants.standing_of(tenant), key)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
         # Past Celery, which with quorum queues would send a delayed message by another exchange, or warn that it
         # cannot; the row keeps the delay.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable, SettingsError
-from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import ReservedMessages, held_attempts
+from cloacina_celery.plugin.tenants import Tenants
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.telemetry import logger
@@ -38,7 +38,8 @@ class KeeperStep(bootsteps.StartStopStep):
         queues = worker.app.amqp.queues
         try:
             _prepare_green_pool(worker)
-            Tenants(parts).open_for(list(queues.consume_from))
+            for removed in Tenants(parts).open_for(list(queues.consume_from)):
+                queues.deselect(removed)
             keeper = Keeper(
                 kernel.database,
                 kernel.settings,
@@ -50,6 +51,7 @@ class KeeperStep(bootsteps.StartStopStep):
                     ],
                     held=held_attempts,
                     reserved=ReservedMessages().by_tenant,
+                    look=kernel.tenants.look_again,
                 ),
             )
         except CloacinaError as error:

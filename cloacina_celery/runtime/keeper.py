@@ -52,6 +52,7 @@ class Keeper:
         self._settings = settings
         self._reaper = reaper
         self._tenants = duties.tenants
+        self._look = duties.look
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cloacina-keeper", daemon=True)
         self._locked: list[tuple[float, Callable[[], object]]] = []
@@ -116,6 +117,7 @@ class Keeper:
         is_first = True
         while not self._stopping:
             try:
+                self._look()
                 if self._settings.enable_recovery and time.monotonic() >= next_poll:
                     self._reaper.recover_dead_workers()
                     # At its start a worker has not looked into its queues yet; what waits there is not stranded.

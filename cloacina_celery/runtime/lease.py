@@ -35,12 +35,13 @@ class Duties:
     """What a worker serves and has in its hands, asked anew each time.
 
     ``tenants`` lists those it serves, ``held`` the attempts that run, and ``reserved``, by tenant, the messages that
-    were delivered to it and have not started.
+    were delivered to it and have not started. ``look`` has it learn, once per poll, which of its tenants are gone.
     """
 
     tenants: Callable[[], Sequence[str]]
     held: Callable[[], Sequence[Held]]
     reserved: Callable[[], Mapping[str, workers.Reserved]]
+    look: Callable[[], object] = lambda: None
 
 
 class LeaseHolder:
@@ -133,7 +134,7 @@ class LeaseHolder:
     def _register_tenants(self, cursor: Cursor) -> None:
         # Queues come and go at run time (celery control add_consumer); whoever buries this worker must know.
         now = frozenset(self._duties.tenants())
-        if now != self._registered:
+        if not now <= self._registered:
             workers.set_tenants(cursor, self._worker_id, sorted(now | self._registered))
             self._registered |= now
 

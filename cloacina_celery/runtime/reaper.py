@@ -94,21 +94,21 @@ class Reaper:
         Args:
             everything: look at each tenant; else at those that `attend` chooses.
         """
-        tenants = catalog.names(self._database)
-        chosen = tenants if everything else self.attend(tenants)
+        tenants = {tenant.name: tenant for tenant in catalog.tenants(self._database)}
+        chosen = list(tenants) if everything else self.attend(list(tenants))
         touched = self.recover_dead_workers() + self.sweep(chosen)
-        for tenant in chosen:
-            self._prune(tenant)
+        pruned = frozenset(chosen)
+        kept = {self._settings.retain_succeeded, self._settings.retain_failed}
+        for name, tenant in tenants.items():
+            succeeded_after = _own_or(tenant.retain_succeeded, self._settings.retain_succeeded)
+            failed_after = _own_or(tenant.retain_failed, self._settings.retain_failed)
+            kept |= {succeeded_after, failed_after}
+            if name in pruned:
+                self._prune(name, succeeded_after=succeeded_after, failed_after=failed_after)
         self._review_marks()
         # An entry outlives the events that name it, so that `execution show` can always say who it was.
-        longest = max(self._settings.retain_succeeded, self._settings.retain_failed)
         with bounded_transaction(self._database) as cursor:
-            retention.forget_workers(
-                cursor,
-                stopped_after=longest
-                if self._settings.retain_succeeded and self._settings.retain_failed
-                else 0,
-            )
+            retention.forget_workers(cursor, stopped_after=max(kept) if all(kept) else 0)
         return touched
 
     def recover_dead_workers(self) -> int:
@@ -262,7 +262,7 @@ class Reaper:
             except DriverError as error:
                 self._note_trouble(tenant, error)
 
-    def _prune(self, tenant: str) -> None:
+    def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
         now = time.monotonic()
         if now < max(self._pruned_at.get(tenant, 0.0), self._troubled_until.get(tenant, 0.0)):
             return
@@ -271,8 +271,8 @@ class Reaper:
                 pruned = retention.prune(
                     cursor,
                     tenant,
-                    succeeded_after=self._settings.retain_succeeded,
-                    failed_after=self._settings.retain_failed,
+                    succeeded_after=succeeded_after,
+                    failed_after=failed_after,
                     limit=self._settings.sweep_batch,
                 )
         except (DriverError, CloacinaError) as error:
@@ -330,3 +330,7 @@ class Reaper:
         self.note_answer(error)
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
         log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
+
+
+def _own_or(own: float | None, setting: float) -> float:
+    return setting if own is None else own

@@ -33,6 +33,17 @@ def mark(cursor: Cursor, tenant: str) -> None:
     )
 
 
+def unmark(cursor: Cursor, tenant: str) -> None:
+    """Take the mark of a tenant away that is no more."""
+    cursor.execute("DELETE FROM cloacina.busy WHERE tenant = %s", (tenant,))
+
+
+def hand_over(cursor: Cursor, old: str, new: str) -> None:
+    """Mark a tenant under its new name, as durably as the transaction that moves it."""
+    unmark(cursor, old)
+    cursor.execute("INSERT INTO cloacina.busy (tenant) VALUES (%s) ON CONFLICT DO NOTHING", (new,))
+
+
 def marked(cursor: Cursor) -> frozenset[str]:
     """Return the tenants that may have work."""
     cursor.execute("SELECT tenant FROM cloacina.busy")

@@ -1,24 +1,20 @@
-"""The catalog of tenants: who exists, and how one comes to be or goes."""
+"""The catalog of tenants: who exists, and how one comes to be."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import text
-
-from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
+from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState, Verb, entering
+from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, UnknownTenant
-from cloacina_celery.store import migrate
-from cloacina_celery.store.database import Database, UndefinedTable
+from cloacina_celery.store import audit, migrate
+from cloacina_celery.store.database import Cursor, Database, UndefinedTable
 
-_LEGACY_TABLES = (
-    "cloacina_executions",
-    "cloacina_events",
-    "cloacina_chords",
-    "cloacina_outbox",
-    migrate.VERSION_TABLE,
-)
+NOBODY = "cloacina_celery"
+"""Who is entered in the audit where nobody was named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,42 +24,95 @@ class Tenant:
     name: str
     is_legacy: bool
     created_at: datetime
+    state: TenantState
+    refuses_submits: bool
+    epoch: int
+    retain_succeeded: float | None
+    retain_failed: float | None
+    unfinished: Verb | None
+    moved_to: str | None
+    key_space: str | None
+    changed_at: datetime
+    changed_by: str | None
+    revision: str | None
+
+    @property
+    def standing(self) -> Standing:
+        """What matters to those that work for the tenant."""
+        return Standing(
+            name=self.name, state=self.state, epoch=self.epoch, refuses_submits=self.refuses_submits,
+            unfinished=self.unfinished, moved_to=self.moved_to, inherited_key_space=self.key_space,
+        )  # fmt: skip
+
+
+_COLUMNS = tuple(Tenant.__dataclass_fields__)
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM cloacina.tenants"
 
 
 def names(database: Database) -> list[str]:
-    """List all tenants' names; none where nothing was ever created."""
+    """List the names of all tenants that exist; none where nothing was ever created."""
     return [tenant.name for tenant in tenants(database)]
 
 
-def tenants(database: Database) -> list[Tenant]:
-    """List all tenants, by name."""
+def tenants(database: Database, *, with_removed: bool = False) -> list[Tenant]:
+    """List the tenants that exist by name, and on request the tombstones of removed ones."""
+    condition = "" if with_removed else " WHERE state <> 'removed'"
     with database.statement() as cursor:
         try:
-            cursor.execute("SELECT name, is_legacy, created_at FROM cloacina.tenants ORDER BY name")
+            cursor.execute(f"{_SELECT}{condition} ORDER BY name")
         except UndefinedTable:
             return []
-        return [Tenant(name=n, is_legacy=legacy, created_at=at) for n, legacy, at in cursor.fetchall()]
+        return [_tenant(row) for row in cursor.fetchall()]
+
+
+def find(database: Database, name: str) -> Tenant | None:
+    """Return a tenant's row, or its tombstone; ``None`` where there never was one."""
+    return find_all(database, [name]).get(name)
+
+
+def find_all(database: Database, wanted: Sequence[str]) -> dict[str, Tenant]:
+    """Return the rows and tombstones of these names, by name, in one statement."""
+    with database.statement() as cursor:
+        try:
+            cursor.execute(f"{_SELECT} WHERE name = ANY(%s)", (list(wanted),))
+        except UndefinedTable:
+            return {}
+        return {row[0]: _tenant(row) for row in cursor.fetchall()}
 
 
 def exists(database: Database, name: str) -> bool:
-    """Tell whether the catalog knows a tenant of exactly this name."""
-    with database.statement() as cursor:
-        try:
-            cursor.execute("SELECT 1 FROM cloacina.tenants WHERE name = %s", (name,))
-        except UndefinedTable:
-            return False
-        return cursor.fetchone() is not None
+    """Tell whether a tenant of exactly this name exists."""
+    found = find(database, name)
+    return found is not None and found.standing.exists
 
 
-def create(database: Database, name: str, *, legacy: bool = False) -> bool:
+def lock(cursor: Cursor, name: str) -> Tenant:
+    """Lock a tenant's row for the transaction, so that one verb at a time acts on it.
+
+    Raises:
+        UnknownTenant: there never was one of this name.
+    """
+    try:
+        cursor.execute(f"{_SELECT} WHERE name = %s FOR UPDATE", (name,))
+    except UndefinedTable as error:
+        raise UnknownTenant(name) from error
+    row = cursor.fetchone()
+    if row is None:
+        raise UnknownTenant(name)
+    return _tenant(row)
+
+
+def create(database: Database, name: str, *, legacy: bool = False, by: str = NOBODY) -> bool:
     """Make the tenant exist at our revision, and tell whether it is new.
 
     Row, schema and tables come in one transaction: after a crash there is all of it or nothing.
     A schema of that name that is there already is adopted; what is in it stays.
+    The name of a removed tenant begins anew, with the next epoch.
 
     Raises:
         InvalidTenantName: the name breaks the rule, or a tenant differs from it only in case.
         SchemaMismatch: the tenant exists at another revision.
+        TenantStateRefused: a removal of that name has not been finished.
     """
     validate_tenant_name(name, allow_legacy=legacy)
     migrate.ensure_catalog(database)
@@ -71,42 +120,92 @@ def create(database: Database, name: str, *, legacy: bool = False) -> bool:
         with database.statement() as cursor:
             migrate.check(cursor, name, "tenant")
         return False
+    outlive_stale_knowledge(database, name)
     with database.engine.begin() as connection:
         migrate.lock(connection)
-        taken = connection.execute(
-            text("SELECT name FROM cloacina.tenants WHERE lower(name) = lower(:name)"), {"name": name}
-        ).scalar()
-        if taken is not None and taken != name:
-            raise InvalidTenantName(
-                name, f"tenant {taken!r} exists and differs only in case; choose another name"
-            )
-        if taken is not None:
+        cursor = connection.connection.cursor()
+        if (there := look_for_name(cursor, name)) is not None and there.standing.exists:
             return False
-        connection.execute(
-            text("INSERT INTO cloacina.tenants (name, is_legacy) VALUES (:name, :legacy)"),
-            {"name": name, "legacy": name == LEGACY_TENANT},
-        )
+        enter(cursor, name, Verb.CREATE, there, by=by)
         migrate.upgrade(connection, name, "tenant")
     return True
 
 
-def drop(database: Database, name: str) -> None:
-    """Remove the tenant and everything in its schema; of the legacy tenant only our own tables.
+def look_for_name(cursor: Cursor, name: str) -> Tenant | None:
+    """Return who has a name or had it last. Needs the migration lock, so that nobody else takes it meanwhile.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        InvalidTenantName: somebody has one that differs only in case.
     """
-    validate_tenant_name(name, allow_legacy=True)
-    if not exists(database, name):
-        raise UnknownTenant(name)
-    with database.engine.begin() as connection:
-        migrate.lock(connection)
-        connection.execute(text("DELETE FROM cloacina.tenants WHERE name = :name"), {"name": name})
-        if name == LEGACY_TENANT:
-            for table in _LEGACY_TABLES:
-                connection.execute(text(f"DROP TABLE IF EXISTS {quote(name)}.{table}"))
-        else:
-            connection.execute(text(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE"))
+    cursor.execute(f"{_SELECT} WHERE lower(name) = lower(%s) FOR UPDATE", (name,))
+    row = cursor.fetchone()
+    if row is not None and row[0] != name:
+        raise InvalidTenantName(
+            name, f"tenant {row[0]!r} exists and differs only in case; choose another name"
+        )
+    return None if row is None else _tenant(row)
+
+
+def enter(
+    cursor: Cursor,
+    name: str,
+    verb: Verb,
+    there: Tenant | None,
+    *,
+    by: str,
+    heir_of: Tenant | None = None,
+    key_space: str | None = None,
+) -> TenantState:
+    """Enter a tenant that a verb brings into being, under an epoch of its own, and return its state.
+
+    Args:
+        there: what `look_for_name` found.
+        heir_of: the tenant that moves to this name, with its settings and idempotency keys.
+        key_space: what its idempotency keys were counted by where it comes from.
+
+    Raises:
+        TenantStateRefused: the name is in use.
+    """
+    never_was = Standing(name=name, state=TenantState.REMOVED)
+    if heir_of is not None:
+        key_space = heir_of.standing.key_space
+    state = entering(verb, there.standing if there else never_was)
+    cursor.execute(
+        """
+        INSERT INTO cloacina.tenants AS tenants
+            (name, is_legacy, state, epoch, changed_by, retain_succeeded, retain_failed, key_space, revision)
+        VALUES (%s, %s, %s, 1, %s, %s, %s, %s, %s)
+        ON CONFLICT (name) DO UPDATE SET
+            is_legacy = excluded.is_legacy, state = excluded.state, epoch = tenants.epoch + 1, created_at = now(),
+            refuses_submits = false, retain_succeeded = excluded.retain_succeeded,
+            retain_failed = excluded.retain_failed, key_space = excluded.key_space, recovery_paced_until = NULL,
+            revision = excluded.revision, unfinished = NULL, moved_to = NULL,
+            changed_at = now(), changed_by = excluded.changed_by
+        RETURNING epoch
+        """,
+        (
+            name, name == LEGACY_TENANT, state, by, heir_of and heir_of.retain_succeeded,
+            heir_of and heir_of.retain_failed, key_space, heir_of and heir_of.revision,
+        ),
+    )  # fmt: skip
+    row = cursor.fetchone()
+    detail = f"as {state}" + (f", from {heir_of.name}" if heir_of else "")
+    audit.record(cursor, name, verb, "entered", epoch=row[0] if row else None, by=by, detail=detail)
+    return state
+
+
+def outlive_stale_knowledge(database: Database, name: str) -> None:
+    """Wait until no process believes any more what it read of a tenant before it was removed.
+
+    What they still send for it then finds nothing, or meets another epoch than its own.
+    """
+    with database.statement() as cursor:
+        cursor.execute(
+            "SELECT pg_sleep(extract(epoch FROM changed_at - clock_timestamp()) + %s)"
+            " FROM cloacina.tenants WHERE name = %s AND state = 'removed'"
+            " AND changed_at > clock_timestamp() - make_interval(secs => %s)",
+            (KNOWN_FOR, name, KNOWN_FOR),
+        )
 
 
 def revisions(database: Database) -> list[tuple[str, str | None]]:
@@ -116,3 +215,11 @@ def revisions(database: Database) -> list[tuple[str, str | None]]:
         with database.statement() as cursor:
             found.append((tenant, migrate.revision_of(cursor, tenant)))
     return found
+
+
+def _tenant(row: tuple[Any, ...]) -> Tenant:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["state"] = TenantState(values["state"])
+    if values["unfinished"] is not None:
+        values["unfinished"] = Verb(values["unfinished"])
+    return Tenant(**values)

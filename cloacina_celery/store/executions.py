@@ -13,6 +13,7 @@ from typing import Any
 
 from cloacina_celery.core.lifecycle import Fail, Retry, after_failure
 from cloacina_celery.core.retry import RetryPolicy
+from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.statements import Statement
 
@@ -105,6 +106,8 @@ _CLAIM = Statement(
         SET state = 'running', attempt = attempt + 1, worker_id = $3::bigint, started_at = now(),
             lease_expires_at = now() + make_interval(secs => $4::float8), policy = coalesce(policy, $5::text)
         WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
+          AND EXISTS (SELECT FROM cloacina.tenants
+                      WHERE name = {t} AND epoch = $7::int AND state IN ('active', 'draining'))
         RETURNING id, attempt, failures, recoveries, policy
     ), recorded AS (
         INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
@@ -269,6 +272,7 @@ _UNRING = Statement(
     UPDATE {s}.cloacina_executions AS e SET rung_at = NULL
     FROM unnest($1::text[], $2::int[]) AS unsent (id, attempt)
     WHERE e.id = unsent.id AND e.attempt = unsent.attempt - 1 AND e.state = 'pending'
+    RETURNING 1
     """,
 )
 
@@ -309,16 +313,19 @@ def claim(
     worker_id: int,
     lease_ttl: float,
     policy: str | None,
+    epoch: int = FIRST_EPOCH,
     claimant: str | None = None,
     prepare: bool = False,
 ) -> Claim | None:
     """Open the lease for ``attempt``; ``None`` declines a message that is stale, doubled or early.
 
+    So it does while the tenant is suspended, and where the message is of another ``epoch`` of the tenant.
+
     Args:
         claimant: says in words who claims, and so that no other claim says the same; see `find_claim`.
     """
     _CLAIM.execute(
-        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, claimant, prepare=prepare
+        cursor, tenant, execution_id, attempt, worker_id, lease_ttl, policy, claimant, epoch, prepare=prepare
     )
     return _claim(cursor)
 
@@ -436,6 +443,11 @@ def is_held(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> boo
     return cursor.fetchone() is not None
 
 
-def unring(cursor: Cursor, tenant: str, unsent: Sequence[tuple[str, int]]) -> None:
-    """Note that the messages for ``(execution_id, attempt)`` did not leave, so that a poll publishes them."""
+def unring(cursor: Cursor, tenant: str, unsent: Sequence[tuple[str, int]]) -> bool:
+    """Note that the messages for ``(execution_id, attempt)`` did not leave or are gone, so that a poll publishes them.
+
+    Returns:
+        Whether a row waits for one of them.
+    """
     _UNRING.execute(cursor, tenant, [i for i, _ in unsent], [attempt for _, attempt in unsent])
+    return cursor.fetchone() is not None

@@ -39,7 +39,7 @@ def stale(database: Database) -> list[str]:
     """List the tenants that the ledger does not know to be at our revision, in one query."""
     with database.statement() as cursor:
         cursor.execute(
-            "SELECT name FROM cloacina.tenants WHERE revision IS DISTINCT FROM %s ORDER BY name",
+            "SELECT name FROM cloacina.tenants WHERE revision IS DISTINCT FROM %s AND state <> 'removed' ORDER BY name",
             (migrate.TENANT_HEAD,),
         )
         return [name for (name,) in cursor.fetchall()]

@@ -132,13 +132,15 @@ _RELEASE = Statement(
     SELECT id, attempt, failures, recoveries, message FROM released
     """,
 )
+# What a suspended tenant's claims would decline is not rung.
 _RING_DUE = Statement(
     "ring_due",
     """
     UPDATE {s}.cloacina_executions SET rung_at = now()
     WHERE id IN (
         SELECT id FROM {s}.cloacina_executions
-        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()
+        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now() AND EXISTS (
+            SELECT FROM cloacina.tenants WHERE name = {t} AND state IN ('active', 'draining'))
         ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, failures, recoveries, message, run_at
@@ -182,6 +184,7 @@ _RING_STRANDED = Statement(
             WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
               AND (NOT $3::boolean OR rung_at < greatest(now() - make_interval(secs => $4::float8), ({_OVERTAKEN})))
               AND id NOT IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
+              AND EXISTS (SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
             ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
         )
         RETURNING id, attempt, failures, recoveries, message, submitted_at

@@ -135,7 +135,10 @@ def look(cursor: Cursor, *, grace: float, lease_ttl: float) -> Register:
     cursor.execute(
         """
         WITH known AS MATERIALIZED (
-            SELECT w.id, w.name, w.tenants, w.has_lock,
+            SELECT w.id, w.name, w.has_lock, ARRAY(
+                       -- Of a removed tenant there is nothing left to recover.
+                       SELECT unnest(w.tenants) EXCEPT
+                       SELECT name FROM cloacina.tenants WHERE state = 'removed' ORDER BY 1) AS tenants,
                    w.heartbeat_at < now() - make_interval(secs => %(ttl)s) AS is_silent,
                    pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
                    AND CASE WHEN w.has_lock

@@ -111,9 +111,9 @@ def run() -> bool:
 def begin_anew(tenants: list[str]) -> None:
     """Remove what an earlier run has left, and make the tenants and their tables."""
     left = {tenant.name for tenant in cloacina.tenants.list()}
+    for tenant in left & set(tenants):
+        cloacina.tenants.drop(tenant, now=True)
     for tenant in tenants:
-        if tenant in left:
-            cloacina.tenants.drop(tenant)
         cloacina.tenants.create(tenant)
         with cloacina.session(tenant) as session:
             Base.metadata.create_all(session.connection())

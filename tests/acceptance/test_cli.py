@@ -14,6 +14,8 @@ from cloacina_celery.store.migrate import TENANT_HEAD
 from tests.acceptance.stage import BAZAAR
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.acceptance.stage import Stage
 
 
@@ -49,10 +51,42 @@ def test_tenants_are_created_listed_and_dropped(standing: Stage) -> None:
     }
     assert words(standing, "tenant", "drop", "cli_one", "--yes") == "tenant cli_one dropped\n"
     assert data(standing, "tenant", "drop", "cli_two", "--yes") == {"name": "cli_two", "dropped": True}
-    assert "cli_one" in refusal(standing, "tenant", "drop", "cli_one", "--yes")
+    assert words(standing, "tenant", "drop", "cli_one", "--yes") == "tenant cli_one is removed already\n"
+    assert "cli_none" in refusal(standing, "tenant", "drop", "cli_none", "--yes")
     # Without --yes somebody has to say so, and here is nobody.
     refusal(standing, "tenant", "drop", standing.tenant)
     assert standing.tenant in words(standing, "tenant", "list")
+
+
+def test_a_tenants_life_on_the_command_line(standing: Stage, tmp_path: Path) -> None:
+    words(standing, "tenant", "create", "cli_life")
+    assert "suspended; nothing is left to run" in words(
+        standing, "tenant", "suspend", "cli_life", "--by", "ada"
+    )
+    assert "is suspended already" in words(standing, "tenant", "suspend", "cli_life")
+    assert data(standing, "tenant", "resume", "cli_life")["resumed"]
+    assert "nothing is left" in words(standing, "tenant", "drain", "cli_life", "--wait", "--timeout", "9")
+    assert words(standing, "tenant", "set", "cli_life", "--retain-failed", "60") == "tenant cli_life set\n"
+    assert data(standing, "tenant", "set", "cli_life", "--unset", "retain-failed")["retain_failed"] is None
+    assert "nothing to set" in refusal(standing, "tenant", "set", "cli_life")
+    assert "at once" in refusal(
+        standing, "tenant", "set", "cli_life", "--retain-failed", "60", "--unset", "retain-failed"
+    )
+    assert "tenant suspend cli_life" in refusal(standing, "tenant", "rename", "cli_life", "cli_new")
+    words(standing, "tenant", "suspend", "cli_life")
+    assert "renamed to cli_new" in words(standing, "tenant", "rename", "cli_life", "cli_new")
+    shown = data(standing, "tenant", "show", "cli_life")
+    assert (shown["state"], shown["moved_to"]) == ("removed", "cli_new")
+    assert [entry["operator"] for entry in shown["audit"]][1] == "ada"
+    assert "moved" in words(standing, "tenant", "show", "cli_life")
+    assert "cli_life" in words(standing, "tenant", "list", "--removed")
+    assert "is not there: install" in refusal(
+        standing, "tenant", "export", "cli_new", str(tmp_path / "dump"), "--programs", str(tmp_path)
+    )
+    (tmp_path / "dump").write_bytes(b"nonsense")
+    assert "Error: " in refusal(standing, "tenant", "import", str(tmp_path / "dump"), "--as", "cli_newer")
+    assert "'public'" in refusal(standing, "tenant", "adopt", "cli_newer", "--dry-run")
+    words(standing, "tenant", "drop", "cli_new", "--yes")
 
 
 @pytest.mark.parametrize("name", ["Tenant_Standing", "a-b", "public", "pg_x", "ä", "x" * 64])

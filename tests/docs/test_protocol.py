@@ -41,7 +41,14 @@ def test_our_headers_are_all_there() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cloacina.tenants", "cloacina.workers", "cloacina_executions", "cloacina_events", "cloacina_chords"],
+    [
+        "cloacina.tenants",
+        "cloacina.workers",
+        "cloacina.audit",
+        "cloacina_executions",
+        "cloacina_events",
+        "cloacina_chords",
+    ],
 )
 def test_a_tables_columns_are_those_of_the_migrated_schema(
     name: str, shop: ModuleType, tenant_name: str, observer: extensions.connection

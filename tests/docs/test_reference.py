@@ -62,6 +62,7 @@ NOT_SETTINGS = {
     "cloacina_outbox",
     "cloacina_tenant",
     "cloacina_attempt",
+    "cloacina_epoch",
     "cloacina_idempotency_key",
     "cloacina_control",
     "cloacina_event",

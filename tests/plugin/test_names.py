@@ -72,7 +72,7 @@ def test_public_is_taken_on_purpose_only(place: Place) -> None:
         assert place.shop.add.apply_async((1, 2), tenant="public").id == place.rows("public")[0][0]
         assert [t.is_legacy for t in cloacina.tenants.list() if t.name == "public"] == [True]
     finally:
-        cloacina.tenants.drop("public")
+        cloacina.tenants.drop("public", now=True)
 
 
 def test_the_control_queue_is_nobodys_tenant(place: Place) -> None:
@@ -95,7 +95,7 @@ def test_a_tenant_is_known_as_soon_as_this_process_created_it(
         place.shop.add.apply_async((1, 2), tenant=name)
     place.new_tenant(name)
     place.shop.add.apply_async((1, 2), tenant=name)
-    place.shop.cloacina.tenants.drop(name)
+    place.shop.cloacina.tenants.drop(name, now=True)
     with pytest.raises(UnknownTenant):
         place.shop.add.apply_async((1, 2), tenant=name)
 

@@ -177,6 +177,10 @@ class Rival:
         eventually(lambda: self._pid, why="the rival to begin")
         wait_until_blocked(observer, self._pid)
 
+    def is_at_work(self) -> bool:
+        """Tell whether the work has not ended."""
+        return self._thread.is_alive()
+
     def answer(self) -> Any:
         """Return what the work returned, once its transaction has committed."""
         self._thread.join(PATIENCE)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import executions, queries, retention
+from cloacina_celery.store import executions, queries, retention, tenancy
 from tests.store.rows import ERROR, run, submit
 
 if TYPE_CHECKING:
@@ -85,3 +85,19 @@ def test_a_sweep_of_all_tenants_deletes_what_is_old(database: Database, cursor: 
     )  # fmt: skip
     reaper.sweep_all()
     assert left(cursor, tenant) == set()
+
+
+def test_a_tenants_own_times_go_before_the_settings_and_null_is_the_setting(
+    database: Database, cursor: Cursor, tenant: str, other_tenant: str
+) -> None:
+    for name in (tenant, other_tenant):
+        end(cursor, name, "success", days_ago=2)
+        end(cursor, name, "failure", days_ago=40, failed=True)
+    tenancy.set_retention(database, tenant, {"retain_succeeded": DAY, "retain_failed": 0}, by="test")
+    reaper = Reaper(
+        database, Settings(), publish=lambda _: None, send_letters=lambda _: [], can_publish=lambda: True,
+        queue_depth=lambda _: 0, on_abandoned=lambda *_: None,
+    )  # fmt: skip
+    reaper.sweep_all()
+    assert left(cursor, tenant) == {"failure"}
+    assert left(cursor, other_tenant) == {"success"}

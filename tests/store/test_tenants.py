@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.exc import ProgrammingError
 
+from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import InvalidTenantName, SchemaMismatch, UnknownTenant
-from cloacina_celery.store import catalog, migrate
+from cloacina_celery.store import catalog, migrate, removal
 from cloacina_celery.store.database import Database
 from tests.store.rows import Rival, read, run
 
@@ -37,6 +38,11 @@ def database(database_url: str) -> Iterator[Database]:
     made.dispose()
 
 
+def drop(database: Database, name: str) -> None:
+    removal.remove(database, name, by="test", with_work=True)
+    removal.confirm(database, name, Verb.DROP, by="test", detail="")
+
+
 def execute(conn: extensions.connection, statements: str) -> list[tuple[object, ...]]:
     with conn.cursor() as cursor:
         cursor.execute(statements)
@@ -58,7 +64,7 @@ def test_an_unusual_name_is_quoted_everywhere(database: Database, name: str) -> 
     with database.statement() as cursor:
         run(cursor, name)
         assert read(cursor, name).attempt == 1
-    catalog.drop(database, name)
+    drop(database, name)
     assert catalog.names(database) == []
 
 
@@ -95,13 +101,12 @@ def test_a_drop_removes_the_tenant_with_its_schema_and_leaves_the_others(
     for name in ("tenant_a", "tenant_b"):
         catalog.create(database, name)
     execute(observer, "CREATE TABLE tenant_a.orders (id int)")
-    catalog.drop(database, "tenant_a")
+    drop(database, "tenant_a")
     assert catalog.names(database) == ["tenant_b"]
     assert execute(observer, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'tenant%'") == [
         ("tenant_b",)
     ]
-    with pytest.raises(UnknownTenant, match="'tenant_a'"):
-        catalog.drop(database, "tenant_a")
+    drop(database, "tenant_a")
     assert catalog.create(database, "tenant_a")
 
 
@@ -110,9 +115,9 @@ def test_a_drop_of_what_never_was_is_refused_and_drops_nobodys_schema(
 ) -> None:
     execute(observer, "CREATE SCHEMA somebody_elses")
     with pytest.raises(UnknownTenant):
-        catalog.drop(database, "somebody_elses")
+        drop(database, "somebody_elses")
     with pytest.raises(InvalidTenantName):
-        catalog.drop(database, "cloacina")
+        drop(database, "cloacina")
     assert execute(observer, "SELECT 1 FROM pg_namespace WHERE nspname = 'somebody_elses'") == [(1,)]
 
 
@@ -124,7 +129,7 @@ def test_the_legacy_tenant_lives_in_public_beside_what_was_there_and_leaves_only
     assert [(t.name, t.is_legacy) for t in catalog.tenants(database)] == [("public", True)]
     with database.statement() as cursor:
         run(cursor, "public")
-    catalog.drop(database, "public")
+    drop(database, "public")
     assert catalog.names(database) == []
     tables = execute(observer, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
     assert tables == [("orders",)]
@@ -173,16 +178,16 @@ def test_a_dropped_tenants_executions_are_gone_when_it_is_created_again(
 ) -> None:
     catalog.create(database, "tenant_acme")
     with database.statement() as cursor:
-        run_prepared(cursor)
-    catalog.drop(database, "tenant_acme")
+        run_prepared(cursor, epoch=1)
+    drop(database, "tenant_acme")
     catalog.create(database, "tenant_acme")
     with database.statement() as cursor:
         # The same pooled connection still knows its statements, which mean the new tables now.
-        run_prepared(cursor)
+        run_prepared(cursor, epoch=2)
     assert execute(observer, "SELECT count(*) FROM tenant_acme.cloacina_executions") == [(1,)]
 
 
-def run_prepared(cursor: Cursor) -> None:
+def run_prepared(cursor: Cursor, *, epoch: int) -> None:
     from cloacina_celery.store import executions
     from tests.store.rows import EXECUTION_ID, LEASE, submission
 
@@ -195,6 +200,7 @@ def run_prepared(cursor: Cursor) -> None:
         worker_id=1,
         lease_ttl=LEASE,
         policy=None,
+        epoch=epoch,
         prepare=True,
     )
     assert executions.succeed(cursor, "tenant_acme", EXECUTION_ID, 1, None, prepare=True)
