@@ -17,6 +17,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
+    "selection.left_out": (
+        logging.ERROR,
+        (
+            "tenant %(tenant)s is selected and not served: its schema is at revision %(found)s, this worker works with "
+            "%(expected)s; migrate it (`celery -A <app> cloacina schema migrate %(tenant)s`) or upgrade this worker"
+        ),
+    ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "broker.refused": (
         logging.WARNING,

@@ -42,6 +42,7 @@ class Kernel:
         self.keeper: Keeper | None = None
         self.worker_id = 0
         self.boards: dict[int, LeaseBoard] = {}
+        self.excluded_queues: tuple[str, ...] = ()
 
     @property
     def app(self) -> Celery:

@@ -10,8 +10,10 @@ from celery import bootsteps
 from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
 from cloacina_celery.plugin.request import ReservedMessages, held_attempts
+from cloacina_celery.plugin.selection import LOOK_INTERVAL, Followed
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
+from cloacina_celery.runtime.patrol import Patrol
 from cloacina_celery.telemetry import logger
 
 if TYPE_CHECKING:
@@ -30,24 +32,28 @@ class KeeperStep(bootsteps.StartStopStep):
 
     label = "Cloacina"
     _child_check: Any = None
+    _watch: Patrol | None = None
 
     def create(self, worker: Any) -> Keeper:
-        """Open the tenants of the worker's queues and make the keeper; refuse to start if one cannot be served."""
+        """Open the tenants of the worker's queues and make the keeper.
+
+        A tenant that was named and cannot be served ends the start; one that a pattern selects is left out.
+        """
         parts: Parts = worker.app.cloacina.parts
         kernel = parts.kernel
         queues = worker.app.amqp.queues
         try:
             _prepare_green_pool(worker)
+            followed = Followed.of(kernel, worker)
             Tenants(parts).open_for(list(queues.consume_from))
+            followed.begin()
             keeper = Keeper(
                 kernel.database,
                 kernel.settings,
                 parts.recovery.reaper(),
                 name=worker_name(worker.hostname),
                 duties=Duties(
-                    tenants=lambda: [
-                        name for name in list(queues.consume_from) if kernel.tenants.knows(name)
-                    ],
+                    tenants=followed.tenants,
                     held=held_attempts,
                     reserved=ReservedMessages().by_tenant,
                 ),
@@ -59,7 +65,14 @@ class KeeperStep(bootsteps.StartStopStep):
         queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         kernel.boards[keeper.worker_id] = keeper.board
+        self._watch = Patrol(followed.look, name="cloacina-watch", interval=LOOK_INTERVAL)
         return keeper
+
+    def start(self, worker: Any) -> None:
+        """Start the keeper, and the watch over the catalog."""
+        super().start(worker)
+        if self._watch is not None:
+            self._watch.start()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Look for dead children often: Celery's own look may come before the child can be reaped, and the
@@ -84,6 +97,8 @@ class KeeperStep(bootsteps.StartStopStep):
         self._sign_off(worker, "the worker was shut down at once")
 
     def _sign_off(self, worker: Any, reason: str) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         if self.obj is not None:
             self.obj.stop(reason=reason)
             kernel: Kernel = worker.app.cloacina.parts.kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ CATALOG_HEAD = "c0008"
 TENANT_HEAD = "t0002"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
+
+REVISIONS_AT_ONCE = 100
 
 Branch = Literal["catalog", "tenant"]
 
@@ -39,6 +42,28 @@ def revision_of(cursor: Cursor, schema: str) -> str | None:
     cursor.execute(f"SELECT version_num FROM {quoted}.{VERSION_TABLE}")
     row = cursor.fetchone()
     return str(row[0]) if row else None
+
+
+def revisions_of(cursor: Cursor, schemas: Sequence[str]) -> dict[str, str]:
+    """Read the revisions of many schemas, two statements for each hundred; those without our tables are left out."""
+    found: dict[str, str] = {}
+    for start in range(0, len(schemas), REVISIONS_AT_ONCE):
+        batch = list(schemas[start : start + REVISIONS_AT_ONCE])
+        cursor.execute(
+            "SELECT s.name FROM unnest(%s::text[]) AS s (name) "
+            "WHERE to_regclass(quote_ident(s.name) || %s) IS NOT NULL",
+            (batch, f".{VERSION_TABLE}"),
+        )
+        ours = [name for (name,) in cursor.fetchall()]
+        if ours:
+            cursor.execute(
+                " UNION ALL ".join(
+                    f"SELECT %s, version_num FROM {quote(name)}.{VERSION_TABLE}" for name in ours
+                ),
+                ours,
+            )
+            found.update(cursor.fetchall())
+    return found
 
 
 def check(cursor: Cursor, schema: str, branch: Branch) -> None:
@@ -183,5 +208,6 @@ __all__ = [
     "lock_tenant",
     "migrate_catalog",
     "revision_of",
+    "revisions_of",
     "upgrade",
 ]
