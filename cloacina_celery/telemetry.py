@@ -60,6 +60,18 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.INFO,
         "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s declined: stale or duplicate",
     ),
+    "tenant.limited": (
+        logging.INFO,
+        "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s",
+    ),
+    "claim.deferred": (
+        logging.DEBUG,
+        "execution %(execution_id)s in %(tenant)s waits: its tenant is at its limit, or paused",
+    ),
+    "limits.failed": (
+        logging.ERROR,
+        "what waits for room in %(tenant)s was not looked at, and will be again: %(error)s",
+    ),
     "claim.waiting": (
         logging.WARNING,
         "claim of %(execution_id)s in %(tenant)s waits for the database: %(error)s",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from celery import signals
 
 from cloacina_celery.core.shard import Selection
-from cloacina_celery.store import catalog, migrate
+from cloacina_celery.store import limits, migrate
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Followed:
         # What was begun with and not ended: a queue that an operator cancels by remote control stays cancelled.
         self._begun: frozenset[str] = frozenset()
         self._mismatched: frozenset[str] = frozenset()
+        self._withheld: frozenset[str] = frozenset()
         self._changes = NOTHING
 
     @classmethod
@@ -63,14 +64,17 @@ class Followed:
 
     def begin(self) -> None:
         """Select the queues of the tenants that exist, before the consumer starts."""
-        begin, _ = self._missing()
+        begin, end = self._missing()
         for name in begin:
             self._queues.select_add(self._queues[name])
+        for name in end:
+            self._queues.deselect(name)
         self._begun = frozenset(begin)
 
     def tenants(self) -> Sequence[str]:
-        """List the tenants whose queues the worker consumes."""
-        return [name for name in list(self._queues.consume_from) if self._kernel.tenants.knows(name)]
+        """List the tenants that the worker serves: also one that is paused may have had a task running."""
+        consumed = list(self._queues.consume_from)
+        return [name for name in {*consumed, *self._withheld} if self._kernel.tenants.knows(name)]
 
     def look(self) -> None:
         """Compare the queues with the catalog, and have the consumer's loop do what is missing.
@@ -83,11 +87,17 @@ class Followed:
             consumer.call_soon(self._apply, consumer)
 
     def _missing(self) -> Changes:
-        existing = frozenset(catalog.names(self._kernel.database))
-        selected = {name for name in existing if self._selection.has(name)}
-        begin = self._at_our_revision(sorted(selected - self._begun))
+        with self._kernel.database.statement() as cursor:
+            existing = limits.paused(cursor)
+        active = {name for name, is_paused in existing.items() if not is_paused}
         consumed = {name for name in list(self._queues.consume_from) if self._kernel.tenants.knows(name)}
-        return begin, sorted((self._begun | consumed) - existing)
+        selected = {name for name in existing if self._selection.has(name)}
+        # A queue that was added by remote control and then withheld is begun with again as well.
+        withheld = {name for name in selected | consumed | self._withheld if existing.get(name)}
+        resumed = {name for name in self._withheld if name in active and name not in consumed}
+        self._withheld = frozenset(withheld | resumed)
+        begin = self._at_our_revision(sorted((selected & active | resumed) - self._begun))
+        return begin, sorted((self._begun | consumed) - active)
 
     def _at_our_revision(self, names: Sequence[str]) -> list[str]:
         """Leave out, and say once, whose schema we cannot work with: it must not keep the others' worker down."""
@@ -95,10 +105,10 @@ class Followed:
             return []
         with self._kernel.database.statement() as cursor:
             found = migrate.revisions_of(cursor, names)
-        head = migrate.head_of("tenant")
-        mismatched = frozenset(name for name in names if found.get(name) != head)
+            ours = {at: migrate.works_with(cursor, at, "tenant") for at in {None, *found.values()}}
+        mismatched = frozenset(name for name in names if not ours[found.get(name)])
         for name in sorted(mismatched - self._mismatched):
-            log("selection.left_out", tenant=name, found=found.get(name) or "none", expected=head)
+            log("selection.left_out", tenant=name, found=found.get(name) or "none", expected=migrate.head_of("tenant"))
         self._mismatched = mismatched
         for name in names:
             if name not in mismatched:
@@ -114,8 +124,9 @@ class Followed:
             consumer.add_task_queue(queue.name)
             self._begun |= {name}
         for name in end[:QUEUES_AT_ONCE]:
-            # Forgotten first: a tenant that is gone must not be swept, even if the broker does not answer.
-            self._kernel.tenants.forget(name)
+            if name not in self._withheld:
+                # First, since a tenant that is gone must not be swept, even if the broker does not answer.
+                self._kernel.tenants.forget(name)
             self._begun -= {name}
             consumer.cancel_task_queue(name)
 

@@ -9,6 +9,7 @@ from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, SettingsError
 from cloacina_celery.plugin.api import Tenants
+from cloacina_celery.plugin.limits import LOOK_INTERVAL as LIMITS_INTERVAL
 from cloacina_celery.plugin.request import ReservedMessages, held_attempts
 from cloacina_celery.plugin.selection import LOOK_INTERVAL, Followed
 from cloacina_celery.runtime.keeper import Keeper, worker_name
@@ -32,7 +33,7 @@ class KeeperStep(bootsteps.StartStopStep):
 
     label = "Cloacina"
     _child_check: Any = None
-    _watch: Patrol | None = None
+    _watches: tuple[Patrol, ...] = ()
 
     def create(self, worker: Any) -> Keeper:
         """Open the tenants of the worker's queues and make the keeper.
@@ -65,14 +66,18 @@ class KeeperStep(bootsteps.StartStopStep):
         queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         kernel.boards[keeper.worker_id] = keeper.board
-        self._watch = Patrol(followed.look, name="cloacina-watch", interval=LOOK_INTERVAL)
+        limiter = parts.limiter
+        self._watches = (
+            Patrol(followed.look, name="cloacina-catalog", interval=LOOK_INTERVAL),
+            Patrol(lambda: limiter.look(followed.tenants()), name="cloacina-limits", interval=LIMITS_INTERVAL),
+        )
         return keeper
 
     def start(self, worker: Any) -> None:
-        """Start the keeper, and the watch over the catalog."""
+        """Start the keeper, and the watches over the catalog and the limits."""
         super().start(worker)
-        if self._watch is not None:
-            self._watch.start()
+        for watch in self._watches:
+            watch.start()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Look for dead children often: Celery's own look may come before the child can be reaped, and the
@@ -97,8 +102,8 @@ class KeeperStep(bootsteps.StartStopStep):
         self._sign_off(worker, "the worker was shut down at once")
 
     def _sign_off(self, worker: Any, reason: str) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+        for watch in self._watches:
+            watch.stop()
         if self.obj is not None:
             self.obj.stop(reason=reason)
             kernel: Kernel = worker.app.cloacina.parts.kernel

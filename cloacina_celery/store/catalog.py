@@ -17,6 +17,7 @@ _LEGACY_TABLES = (
     "cloacina_events",
     "cloacina_chords",
     "cloacina_outbox",
+    "cloacina_pace",
     migrate.VERSION_TABLE,
 )
 

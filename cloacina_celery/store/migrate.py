@@ -12,8 +12,8 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 
-CATALOG_HEAD = "c0008"
-TENANT_HEAD = "t0002"
+CATALOG_HEAD = "c0005"
+TENANT_HEAD = "t0005"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
 
@@ -73,7 +73,7 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
         SchemaMismatch: it is older, newer or has none; the message holds the command that mends it.
     """
     found = revision_of(cursor, schema)
-    if found == head_of(branch) or _is_expanded(cursor, branch, found):
+    if works_with(cursor, found, branch):
         return
     if found is None or found in known_revisions(branch):
         target = "" if branch == "catalog" else f" {schema}"
@@ -81,6 +81,11 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     else:
         command = "it was migrated by a newer version: upgrade cloacina_celery in this process"
     raise SchemaMismatch(schema, found, head_of(branch), command)
+
+
+def works_with(cursor: Cursor, found: str | None, branch: Branch) -> bool:
+    """Tell whether this version works with a schema at that revision."""
+    return found == head_of(branch) or _is_expanded(cursor, branch, found)
 
 
 def _is_expanded(cursor: Cursor, branch: Branch, found: str | None) -> bool:
@@ -210,4 +215,5 @@ __all__ = [
     "revision_of",
     "revisions_of",
     "upgrade",
+    "works_with",
 ]
