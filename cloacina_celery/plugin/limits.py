@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloacina_celery.errors import CloacinaError
-from cloacina_celery.store import limits
+from cloacina_celery.store import busy, limits
 from cloacina_celery.store.bounded import LOOK_TIMEOUT_MS, bounded_transaction
 from cloacina_celery.store.database import DriverError
 from cloacina_celery.telemetry import log
@@ -26,7 +26,7 @@ CHANGES = 30.0
 LOOK_INTERVAL = 0.5
 LOOK_AT_ONCE = 100
 ROUND_INTERVAL = 2.0
-"""Seconds between two looks at all limited tenants; those with waiting rows are looked at each time."""
+"""Seconds between two looks at all limited tenants that may have work; those with waiting rows are seen each time."""
 
 
 class Limiter:
@@ -97,12 +97,15 @@ class Limiter:
             self._publisher.publish_rings(rings)
 
     def _find_crowded(self, tenants: Sequence[str]) -> list[str]:
-        wanted = [tenant for tenant in tenants if self.is_limited(tenant)]
         now = time.monotonic()
         if now - self._round_at < ROUND_INTERVAL:
-            wanted = [tenant for tenant in wanted if tenant in self._crowded]
+            watched = self._crowded
         else:
+            # A tenant with a row that waits is marked as one that may have work.
+            with self._kernel.database.statement() as cursor:
+                watched = busy.marked(cursor)
             self._round_at = now
+        wanted = [tenant for tenant in tenants if tenant in watched and self.is_limited(tenant)]
         crowded = [
             name
             for start in range(0, len(wanted), LOOK_AT_ONCE)

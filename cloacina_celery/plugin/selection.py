@@ -108,7 +108,12 @@ class Followed:
             ours = {at: migrate.works_with(cursor, at, "tenant") for at in {None, *found.values()}}
         mismatched = frozenset(name for name in names if not ours[found.get(name)])
         for name in sorted(mismatched - self._mismatched):
-            log("selection.left_out", tenant=name, found=found.get(name) or "none", expected=migrate.head_of("tenant"))
+            log(
+                "selection.left_out",
+                tenant=name,
+                found=found.get(name) or "none",
+                expected=migrate.head_of("tenant"),
+            )
         self._mismatched = mismatched
         for name in names:
             if name not in mismatched:
