@@ -85,9 +85,9 @@ class Limiter:
 
     def look(self, tenants: Sequence[str]) -> None:
         """Ring what waits and has room: rates go on, limits are raised, and executions end without their worker."""
-        if not self._publisher.can_publish():
-            return
         for tenant in self._find_crowded(tenants):
+            if not self._publisher.can_publish(tenant):
+                continue
             try:
                 with bounded_transaction(self._kernel.database, lock_timeout_ms=LOOK_TIMEOUT_MS) as cursor:
                     rings = limits.ring_waiting(cursor, tenant, limit=self._kernel.settings.sweep_batch)

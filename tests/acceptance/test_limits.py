@@ -79,13 +79,14 @@ def test_a_limit_is_set_raised_and_lifted_while_workers_run(stage: Stage) -> Non
 
 
 @BOTH_BROKERS
-def test_a_paused_tenant_starts_nothing_and_goes_on_when_it_is_resumed(stage: Stage) -> None:
+def test_a_paused_tenant_starts_nothing_and_goes_on_when_it_is_resumed(stage: Stage, broker_url: str) -> None:
     tenants = stage.bazaar.cloacina.tenants
     worker = stage.worker(tenants=["tenant_x*"], concurrency=1)
     running = stage.send("block", "running")
     stage.wait_for_runs("running", 1)
     reserved = stage.send("add", 1, 2)
-    worker.wait_log(rf"Task bazaar.add\[{reserved.id}\] received")
+    if broker_url.startswith("amqp"):  # on Redis a worker takes nothing ahead of a task that runs long
+        worker.wait_log(rf"Task bazaar.add\[{reserved.id}\] received")
     tenants.limit(stage.tenant, paused=True)
     worker.wait_log(f"Canceling queue {stage.tenant}")
     later = stage.send("add", 2, 3)
