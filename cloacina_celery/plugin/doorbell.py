@@ -27,6 +27,9 @@ from cloacina_celery.telemetry import log
 SHORT = 0.025
 """Seconds that a task takes on average while a worker takes messages ahead."""
 
+DEFAULT_MULTIPLIER = 4
+"""Celery's own prefetch multiplier: whoever sets a greater one wants messages taken ahead, and has them."""
+
 MEMORY = 8
 """How many of the latest messages, for each slot, that average is of."""
 
@@ -168,14 +171,16 @@ class DoorbellStep(bootsteps.StartStopStep):
         if before is not None:
             before._on_collect.cancel()
             channel._qos = DoorbellQoS(channel, before.prefetch_count)
-        channel.qos.reserve = Reserve(
-            slots=lambda: (
-                getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
-            ),
-            taken=lambda: len(state.reserved_requests),
-            # Celery would see to this setting on the object that was here before.
-            is_allowed=not consumer.app.conf.get("worker_disable_prefetch"),
-        )
+        is_forbidden = bool(consumer.app.conf.get("worker_disable_prefetch"))
+        if is_forbidden or consumer.prefetch_multiplier <= DEFAULT_MULTIPLIER:
+            channel.qos.reserve = Reserve(
+                slots=lambda: (
+                    getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
+                ),
+                taken=lambda: len(state.reserved_requests),
+                # Celery would see to this setting on the object that was here before.
+                is_allowed=not is_forbidden,
+            )
 
     def stop(self, consumer: Any) -> None:
         """Leave the channel to its connection."""
