@@ -69,7 +69,9 @@ class KeeperStep(bootsteps.StartStopStep):
         limiter = parts.limiter
         self._watches = (
             Patrol(followed.look, name="cloacina-catalog", interval=LOOK_INTERVAL),
-            Patrol(lambda: limiter.look(followed.tenants()), name="cloacina-limits", interval=LIMITS_INTERVAL),
+            Patrol(
+                lambda: limiter.look(followed.tenants()), name="cloacina-limits", interval=LIMITS_INTERVAL
+            ),
         )
         return keeper
 
