@@ -17,6 +17,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
+    "selection.left_out": (
+        logging.ERROR,
+        (
+            "tenant %(tenant)s is selected and not served: its schema is at revision %(found)s, this worker works with "
+            "%(expected)s; migrate it (`celery -A <app> cloacina schema migrate %(tenant)s`) or upgrade this worker"
+        ),
+    ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "tenant.changed": (logging.INFO, "tenant %(tenant)s is %(state)s now, by %(by)s"),
     "tenant.gone": (logging.ERROR, "queue %(tenant)s is not consumed: %(error)s"),
@@ -61,6 +68,17 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s held back: the tenant starts "
             "nothing now; the row waits, and is sent again"
         ),
+    ),
+    "tenant.limited": (
+        "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s",
+    ),
+    "claim.deferred": (
+        logging.DEBUG,
+        "execution %(execution_id)s in %(tenant)s waits: its tenant is at its limit, or paused",
+    ),
+    "limits.failed": (
+        logging.ERROR,
+        "what waits for room in %(tenant)s was not looked at, and will be again: %(error)s",
     ),
     "claim.waiting": (
         logging.WARNING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cloacina_celery.cli import limits as _limits  # noqa: F401  # adds its command to `tenant`
 from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.overview import status, sweep
 from cloacina_celery.cli.schemas import schema

@@ -43,6 +43,7 @@ class Kernel:
         self.keeper: Keeper | None = None
         self.worker_id = 0
         self.boards: dict[int, LeaseBoard] = {}
+        self.excluded_queues: tuple[str, ...] = ()
 
     @property
     def app(self) -> Celery:

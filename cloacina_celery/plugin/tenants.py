@@ -10,6 +10,7 @@ from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.tenant_base import operator
+from cloacina_celery.plugin.tenant_limits import TenantLimits
 from cloacina_celery.plugin.tenant_moves import TenantMoves
 from cloacina_celery.store import removal, tenancy
 from cloacina_celery.store.tenancy import Left
@@ -21,7 +22,7 @@ DRAIN_LOOK = 0.5
 Progress = Callable[[Left], object]
 
 
-class Tenants(TenantMoves):
+class Tenants(TenantMoves, TenantLimits):
     """The tenants of the database.
 
     Each verb can be done again: one that was interrupted goes on where it was, one that is done changes nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +12,12 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 
-CATALOG_HEAD = "c0003"
-TENANT_HEAD = "t0002"
+CATALOG_HEAD = "c0007"
+TENANT_HEAD = "t0003"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
+
+REVISIONS_AT_ONCE = 100
 
 Branch = Literal["catalog", "tenant"]
 
@@ -41,6 +44,28 @@ def revision_of(cursor: Cursor, schema: str) -> str | None:
     return str(row[0]) if row else None
 
 
+def revisions_of(cursor: Cursor, schemas: Sequence[str]) -> dict[str, str]:
+    """Read the revisions of many schemas, two statements for each hundred; those without our tables are left out."""
+    found: dict[str, str] = {}
+    for start in range(0, len(schemas), REVISIONS_AT_ONCE):
+        batch = list(schemas[start : start + REVISIONS_AT_ONCE])
+        cursor.execute(
+            "SELECT s.name FROM unnest(%s::text[]) AS s (name) "
+            "WHERE to_regclass(quote_ident(s.name) || %s) IS NOT NULL",
+            (batch, f".{VERSION_TABLE}"),
+        )
+        ours = [name for (name,) in cursor.fetchall()]
+        if ours:
+            cursor.execute(
+                " UNION ALL ".join(
+                    f"SELECT %s, version_num FROM {quote(name)}.{VERSION_TABLE}" for name in ours
+                ),
+                ours,
+            )
+            found.update(cursor.fetchall())
+    return found
+
+
 def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     """Do nothing if the schema is at the revision we work with, or at a newer one that we can work with as well.
 
@@ -48,7 +73,7 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
         SchemaMismatch: it is older, newer or has none; the message holds the command that mends it.
     """
     found = revision_of(cursor, schema)
-    if found == head_of(branch) or _is_expanded(cursor, branch, found):
+    if works_with(cursor, found, branch):
         return
     if found is None or found in known_revisions(branch):
         target = "" if branch == "catalog" else f" {schema}"
@@ -56,6 +81,11 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     else:
         command = "it was migrated by a newer version: upgrade cloacina_celery in this process"
     raise SchemaMismatch(schema, found, head_of(branch), command)
+
+
+def works_with(cursor: Cursor, found: str | None, branch: Branch) -> bool:
+    """Tell whether this version works with a schema at that revision."""
+    return found == head_of(branch) or _is_expanded(cursor, branch, found)
 
 
 def _is_expanded(cursor: Cursor, branch: Branch, found: str | None) -> bool:
@@ -183,5 +213,7 @@ __all__ = [
     "lock_tenant",
     "migrate_catalog",
     "revision_of",
+    "revisions_of",
     "upgrade",
+    "works_with",
 ]

@@ -23,6 +23,7 @@ OUR_TABLES = (
     "cloacina_events",
     "cloacina_chords",
     "cloacina_outbox",
+    "cloacina_pace",
     migrate.VERSION_TABLE,
 )
 

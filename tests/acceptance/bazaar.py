@@ -623,3 +623,12 @@ def wait_at_gate(key: str) -> None:
         )
     finally:
         conn.close()
+
+
+# --- taking up slots ---
+
+
+@cloacina.task(name="bazaar.nap", retry=QUICK)
+def nap(seconds: float) -> None:
+    """Do nothing, for so long."""
+    time.sleep(seconds)
