@@ -70,6 +70,7 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         ),
     ),
     "tenant.limited": (
+        logging.INFO,
         "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s",
     ),
     "claim.deferred": (
