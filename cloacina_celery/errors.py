@@ -8,6 +8,7 @@ __all__ = [
     "ExecutionNotFound",
     "InvalidPayload",
     "InvalidTenantName",
+    "IsolationRefused",
     "LeaseLost",
     "MessageRefused",
     "SchemaMismatch",
@@ -56,6 +57,15 @@ class UnknownTenant(CloacinaError):
             f"unknown tenant {tenant!r}: create it with `celery -A <app> cloacina tenant create {tenant}` "
             "or cloacina.tenants.create(...), or start a worker on its queue"
         )
+
+
+class IsolationRefused(CloacinaError):
+    """A tenant cannot be kept apart from the others as was asked, or its session cannot take its role."""
+
+    def __init__(self, tenant: str, reason: str) -> None:
+        self.tenant = tenant
+        self.reason = reason
+        super().__init__(f"tenant {tenant!r}: {reason}")
 
 
 class TenantMismatch(CloacinaError):

@@ -18,6 +18,45 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
+    "isolation.fallback": (
+        logging.WARNING,
+        (
+            "tenants are kept apart by search_path alone: login %(login)s may not create roles "
+            "(ALTER ROLE ... CREATEROLE), or set cloacina_isolation to 'schema' to say that this is wanted"
+        ),
+    ),
+    "isolation.superuser": (
+        logging.WARNING,
+        (
+            "login %(login)s is a superuser: a task that says RESET ROLE may do anything; give the app a login of "
+            "its own"
+        ),
+    ),
+    "isolation.inherits": (
+        logging.WARNING,
+        (
+            "login %(login)s has its tenants' rights also where no tenant is bound: ALTER ROLE ... NOINHERIT "
+            "takes them"
+        ),
+    ),
+    "isolation.left": (
+        logging.WARNING,
+        (
+            "tenant %(tenant)s has no role and is kept apart by search_path alone: "
+            "run `celery -A <app> cloacina tenant isolate %(tenant)s`"
+        ),
+    ),
+    "isolation.public": (
+        logging.WARNING,
+        (
+            "every role may create functions in public, which is a tenant here: "
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ),
+    ),
+    "isolation.kept": (
+        logging.WARNING,
+        "%(object)s in tenant %(tenant)s is not the login's to hand over: the tenant's sessions may not have access",
+    ),
     "broker.refused": (
         logging.WARNING,
         (

@@ -11,6 +11,7 @@ from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import MAX_INTEGER
 from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
 from cloacina_celery.errors import ExecutionNotFound, InvalidPayload, InvalidTenantName, TransitionRefused
+from cloacina_celery.plugin import isolation
 from cloacina_celery.store import catalog, migrate, queries
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.queries import Event, Execution
@@ -71,6 +72,17 @@ class Tenants:
                 catalog.create(database, queue, legacy=queue == LEGACY_TENANT)
             elif queue not in ordinary and any(fnmatch.fnmatchcase(queue, pattern) for pattern in patterns):
                 self.create(queue)
+        isolation.check(database, queues)
+
+    def isolate(self, name: str) -> None:
+        """Give a tenant its role, and hand over to it what the login owns in its schema; twice does no harm.
+
+        Raises:
+            UnknownTenant: there is none of this name.
+            IsolationRefused: it is ``public``, the login may not create roles, or somebody holds a lock there.
+        """
+        for left in catalog.isolate(self._kernel.database, name):
+            log("isolation.kept", tenant=name, object=left)
 
     def drop(self, name: str) -> None:
         """Remove a tenant with all that is in its schema; of ``public`` only this package's tables.

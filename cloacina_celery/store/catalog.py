@@ -8,9 +8,13 @@ from datetime import datetime
 from sqlalchemy import text
 
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
-from cloacina_celery.errors import InvalidTenantName, UnknownTenant
-from cloacina_celery.store import migrate
-from cloacina_celery.store.database import Database, UndefinedTable
+from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
+from cloacina_celery.store import migrate, roles
+from cloacina_celery.store.bounded import bound
+from cloacina_celery.store.database import Database, LockNotAvailable, UndefinedTable
+
+HAND_OVER_LOCK_TIMEOUT_MS = 5000
+"""For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""
 
 _LEGACY_TABLES = (
     "cloacina_executions",
@@ -87,7 +91,29 @@ def create(database: Database, name: str, *, legacy: bool = False) -> bool:
             {"name": name, "legacy": name == LEGACY_TENANT},
         )
         migrate.upgrade(connection, name, "tenant")
+        roles.isolate_new(connection, name, database.isolation)
     return True
+
+
+def isolate(database: Database, name: str) -> list[str]:
+    """Give a tenant that exists its role, in one transaction; return what others own there and keep.
+
+    Raises:
+        UnknownTenant: the catalog does not know it.
+        IsolationRefused: see `roles.isolate`; also where somebody holds a lock on the tenant's tables for long.
+    """
+    migrate.ensure_catalog(database)
+    if not exists(database, name):
+        raise UnknownTenant(name)
+    with database.transaction() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (migrate.MIGRATION_LOCK,))
+        bound(cursor, lock_timeout_ms=HAND_OVER_LOCK_TIMEOUT_MS)
+        try:
+            return roles.isolate(cursor, name)
+        except LockNotAvailable as error:
+            raise IsolationRefused(
+                name, f"a table of it is in use ({' '.join(str(error).split())}): try again when it is not"
+            ) from error
 
 
 def drop(database: Database, name: str) -> None:
@@ -107,6 +133,7 @@ def drop(database: Database, name: str) -> None:
                 connection.execute(text(f"DROP TABLE IF EXISTS {quote(name)}.{table}"))
         else:
             connection.execute(text(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE"))
+            roles.drop(connection, name)
 
 
 def revisions(database: Database) -> list[tuple[str, str | None]]:

@@ -36,6 +36,7 @@ _LOST = "_cloacina_lost_connection"
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
 LockNotAvailable = psycopg2.errors.LockNotAvailable
+RoleRefused = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)
 DriverError = psycopg2.Error
 Cursor: TypeAlias = psycopg2.extensions.cursor
 ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
@@ -54,10 +55,14 @@ def after_fork_in_child(method: Callable[[], None]) -> None:
 
 
 _CLEAN_UP = """
-    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
     DISCARD SEQUENCES; DISCARD TEMP
 """
-"""``DISCARD ALL`` without the prepared statements, which are ours and name their schema."""
+"""``DISCARD ALL`` without the prepared statements, which are ours and name their schema.
+
+The role has a line of its own: without it, what the tenant's code had set for the session is what a later
+transaction's own role falls back to.
+"""
 
 
 class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped
@@ -143,8 +148,11 @@ class Database:
     reading somebody's. Each process opens its own pool on first use.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5, prepared_statements: bool = True) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 5, prepared_statements: bool = True, isolation: str = "auto"
+    ) -> None:
         self.url = normalise_url(url)
+        self.isolation = isolation
         self.prepared_statements = prepared_statements
         self._pool_size = pool_size
         self._engine: Engine | None = None

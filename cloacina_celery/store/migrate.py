@@ -11,7 +11,7 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 
-CATALOG_HEAD = "c0008"
+CATALOG_HEAD = "c0004"
 TENANT_HEAD = "t0002"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start

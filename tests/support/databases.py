@@ -105,6 +105,21 @@ class Databases:
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
+        with self._admin.cursor() as cursor:
+            cursor.execute("SELECT oid FROM pg_database WHERE datname = %s", (name,))
+            oids = [row[0] for row in cursor.fetchall()]
+        self._drop_database(name)
+        # Roles are the cluster's and outlive the database whose tenants they were.
+        for oid in oids:
+            with self._admin.cursor() as cursor:
+                cursor.execute(
+                    "SELECT rolname FROM pg_roles WHERE shobj_description(oid, 'pg_authid') LIKE %s",
+                    (f"cloacina_celery, database {oid}:%",),
+                )
+                for (role,) in cursor.fetchall():
+                    self._execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+
+    def _drop_database(self, name: str) -> None:
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def _execute(self, statement: sql.Composable) -> None:
