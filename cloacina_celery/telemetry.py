@@ -161,6 +161,14 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "messages that were delivered and not started could not be put back (%(error)s); rows ring again",
     ),
+    "liveness.taken": (
+        logging.WARNING,
+        "somebody holds the worker's liveness lock; its heartbeat and its leases speak for it: %(error)s",
+    ),
+    "migrate.waiting": (
+        logging.WARNING,
+        "waiting for the migration lock, which %(holder)s has held for more than %(seconds)s s",
+    ),
     "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
 }
 

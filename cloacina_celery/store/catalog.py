@@ -11,7 +11,7 @@ from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_na
 from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
 from cloacina_celery.store import migrate, roles
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Database, LockNotAvailable, UndefinedTable
+from cloacina_celery.store.database import Cursor, Database, LockNotAvailable, UndefinedTable
 
 HAND_OVER_LOCK_TIMEOUT_MS = 5000
 """For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""
@@ -105,8 +105,9 @@ def isolate(database: Database, name: str) -> list[str]:
     migrate.ensure_catalog(database)
     if not exists(database, name):
         raise UnknownTenant(name)
-    with database.transaction() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (migrate.MIGRATION_LOCK,))
+    with database.engine.begin() as connection:
+        migrate.lock(connection)
+        cursor: Cursor = connection.connection.cursor()
         bound(cursor, lock_timeout_ms=HAND_OVER_LOCK_TIMEOUT_MS)
         try:
             return roles.isolate(cursor, name)

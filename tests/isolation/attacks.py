@@ -91,10 +91,11 @@ def _(stage: Stage) -> bool:
 @attack("Dropping or renaming another tenant's schema, or creating in it", schema=OPEN, role=STOPPED)
 def _(stage: Stage) -> bool:
     return any(
-        stage.gets_through(statement, "SELECT 1 / 0" if False else "SELECT 1")
+        stage.gets_through(statement)
         for statement in (
             f"CREATE FUNCTION {VICTIM}.planted() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-            f"ALTER SCHEMA {VICTIM} OWNER TO CURRENT_USER",
+            f"DROP SCHEMA {VICTIM} CASCADE",
+            f"ALTER SCHEMA {VICTIM} RENAME TO tenant_mine",
         )
     )
 
@@ -194,7 +195,6 @@ def _(stage: Stage) -> bool:
         for statement in (
             "ALTER TABLE cloacina_outbox RENAME TO mine",
             "DROP TABLE cloacina_outbox",
-            "DROP TABLE mine",
             f"ALTER SCHEMA {ATTACKER} RENAME TO tenant_other",
         )
     )
@@ -235,7 +235,7 @@ def _(stage: Stage) -> bool:
 def _(stage: Stage) -> bool:
     with stage.session(VICTIM) as run:
         ((pid,),) = run("SELECT pg_backend_pid()")
-        return stage.gets_through(f"SELECT pg_cancel_backend({pid})") and stage.gets_through("SELECT 1")
+        return stage.gets_through(f"SELECT pg_cancel_backend({pid})")
 
 
 # --- reaching for what all tenants share ---

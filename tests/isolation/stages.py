@@ -55,11 +55,11 @@ class Stage:
             session.commit()
 
     def gets_through(self, *statements: str) -> bool:
-        """Run statements as the attacker; tell whether all went through, or Postgres refused one."""
+        """Run statements as the attacker, and take them back; tell whether all went through, or one was refused."""
         try:
-            with self.session() as run:
+            with TenantSession(self.database, ATTACKER) as session:
                 for statement in statements:
-                    run(statement)
+                    session.execute(text(statement))
         except DBAPIError as error:
             if isinstance(error.orig, REFUSALS):
                 return False

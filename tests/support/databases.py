@@ -82,6 +82,14 @@ class Databases:
         finally:
             self._drop(name)
 
+    def drop_now(self, url: str) -> None:
+        """Drop a fresh database before its block ends, for whoever must go after it."""
+        self._drop(make_url(url).database or "")
+
+    def url_of(self, name: str) -> str:
+        """Return a superuser's URL of a database."""
+        return sqlalchemy_url(self._admin_url, name)
+
     def close(self) -> None:
         """Drop the template and end the session."""
         self._drop(self._template)
