@@ -121,7 +121,9 @@ def _(stage: Stage) -> bool:
 
 @attack("`RESET ROLE`, then another tenant's tables", schema=OPEN, role=STOPPED)
 def _(stage: Stage) -> bool:
-    return any(stage.reads_secret(reset, READ) for reset in ("RESET ROLE", "SET ROLE NONE", "SET LOCAL ROLE NONE"))
+    return any(
+        stage.reads_secret(reset, READ) for reset in ("RESET ROLE", "SET ROLE NONE", "SET LOCAL ROLE NONE")
+    )
 
 
 @attack("`RESET ROLE`, then another tenant's executions", schema=OPEN, role=OPEN)
@@ -131,14 +133,17 @@ def _(stage: Stage) -> bool:
 
 @attack("`SET ROLE` to another tenant's role", schema=OPEN, role=OPEN)
 def _(stage: Stage) -> bool:
-    return stage.reads_secret(f"SET LOCAL ROLE {stage.role(VICTIM) if stage.level != 'schema' else 'NONE'}", READ)
+    return stage.reads_secret(
+        f"SET LOCAL ROLE {stage.role(VICTIM) if stage.level != 'schema' else 'NONE'}", READ
+    )
 
 
 @attack("`SET SESSION AUTHORIZATION`, or a superuser's role", schema=STOPPED, role=STOPPED)
 def _(stage: Stage) -> bool:
     ((superuser,),) = stage.look("SELECT current_user")
     return any(
-        stage.gets_through(f'{statement} "{superuser}"') for statement in ("SET SESSION AUTHORIZATION", "SET ROLE")
+        stage.gets_through(f'{statement} "{superuser}"')
+        for statement in ("SET SESSION AUTHORIZATION", "SET ROLE")
     )
 
 
@@ -171,7 +176,9 @@ def _(stage: Stage) -> bool:
     return stage.look(f"SELECT is_called FROM {ATTACKER}.caught") == [(True,)]
 
 
-@attack("A trigger, rule or policy on our tables of its schema, for the reaper to run", schema=OPEN, role=STOPPED)
+@attack(
+    "A trigger, rule or policy on our tables of its schema, for the reaper to run", schema=OPEN, role=STOPPED
+)
 def _(stage: Stage) -> bool:
     with stage.session() as run:
         run(
@@ -264,15 +271,15 @@ def _(stage: Stage) -> bool:
 def _(stage: Stage) -> bool:
     with stage.database.statement() as cursor:
         worker_id = workers.register(cursor, name="dead", tenants=[VICTIM])
-    stage.look(f"UPDATE cloacina.workers SET has_lock = true, heartbeat_at = '-infinity' WHERE id = {worker_id}")
+    stage.look(
+        f"UPDATE cloacina.workers SET has_lock = true, heartbeat_at = '-infinity' WHERE id = {worker_id}"
+    )
     with stage.session() as run, stage.database.statement() as cursor:
         assert run(f"SELECT pg_try_advisory_lock({workers.LOCK_CLASS}, {worker_id})") == [(True,)]
         looks_alive = worker_id not in [w.worker_id for w in workers.find_dead(cursor, grace=1, lease_ttl=1)]
         # Late, not lost: the lease of what it ran is out all the same.
         executions.submit(cursor, VICTIM, submission(execution_id="held"))
-        executions.claim(
-            cursor, VICTIM, "held", attempt=1, worker_id=worker_id, lease_ttl=-1.0, policy=None
-        )
+        executions.claim(cursor, VICTIM, "held", attempt=1, worker_id=worker_id, lease_ttl=-1.0, policy=None)
         assert [o.execution_id for o in recovery.lock_expired(cursor, VICTIM, limit=9)] == ["held"]
     stage.look(f"DELETE FROM cloacina.workers WHERE id = {worker_id}")
     stage.look(f"DELETE FROM {VICTIM}.cloacina_executions WHERE id = 'held'")
@@ -290,7 +297,9 @@ def _(stage: Stage) -> bool:
         return queries.outcome(cursor, ATTACKER, VICTIMS_EXECUTION) is not None
 
 
-@attack("Claiming another tenant's execution by a forged message to its own queue", schema=STOPPED, role=STOPPED)
+@attack(
+    "Claiming another tenant's execution by a forged message to its own queue", schema=STOPPED, role=STOPPED
+)
 def _(stage: Stage) -> bool:
     with stage.database.statement() as cursor:
         return (
@@ -305,15 +314,17 @@ def _(stage: Stage) -> bool:
 def _(stage: Stage) -> bool:
     with stage.database.statement() as cursor:
         executions.submit(cursor, ATTACKER, submission(execution_id="own"))
-    return stage.gets_through("UPDATE cloacina_executions SET result = '1'", "DELETE FROM cloacina_executions")
+    return stage.gets_through(
+        "UPDATE cloacina_executions SET result = '1'", "DELETE FROM cloacina_executions"
+    )
 
 
 @attack("Reading names out of `pg_catalog`: schemas, tables, roles", schema=OPEN, role=OPEN)
 def _(stage: Stage) -> bool:
     with stage.session() as run:
-        return run(f"SELECT 1 FROM pg_class WHERE relnamespace = '{VICTIM}'::regnamespace AND relname = 'secrets'") == [
-            (1,)
-        ]
+        return run(
+            f"SELECT 1 FROM pg_class WHERE relnamespace = '{VICTIM}'::regnamespace AND relname = 'secrets'"
+        ) == [(1,)]
 
 
 def _touch_as_the_reaper(stage: Stage) -> None:

@@ -29,7 +29,12 @@ ATTACKER, VICTIM = "tenant_attacker", "tenant_victim"
 SECRET = "the victim's"
 VICTIMS_EXECUTION = "victims-execution"
 
-REFUSALS = (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedFunction, errors.WrongObjectType)
+REFUSALS = (
+    errors.InsufficientPrivilege,
+    errors.UndefinedTable,
+    errors.UndefinedFunction,
+    errors.WrongObjectType,
+)
 """How Postgres says no. Any other error is the test's own and no proof of anything."""
 
 
@@ -87,7 +92,9 @@ class Stage:
 
     def role(self, tenant: str) -> str:
         """Return the quoted name of a tenant's role, or of the login where the tenant has none."""
-        (role,) = self.look(f"SELECT coalesce(role, current_user) FROM cloacina.tenants WHERE name = '{tenant}'")[0]
+        (role,) = self.look(
+            f"SELECT coalesce(role, current_user) FROM cloacina.tenants WHERE name = '{tenant}'"
+        )[0]
         return f'"{role}"'
 
 
@@ -97,7 +104,8 @@ def login_of(server: extensions.connection, url: str, attributes: str) -> Iterat
     name, password = f"login_{secrets.token_hex(4)}", secrets.token_hex(8)
     with server.cursor() as cursor:
         cursor.execute(
-            sql.SQL("CREATE ROLE {} LOGIN PASSWORD %s " + attributes).format(sql.Identifier(name)), (password,)
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD %s " + attributes).format(sql.Identifier(name)),
+            (password,),
         )
         cursor.execute(
             sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
