@@ -62,8 +62,8 @@ _OBJECTS = """
     CROSS JOIN LATERAL pg_identify_object(found.kind, found.oid, 0) AS named
     WHERE found.owner <> %(role)s::regrole AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = found.kind AND d.objid = found.oid
-          AND (d.deptype = 'e' OR found.kind = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
-               AND d.refclassid = 'pg_class'::regclass))
+          AND (d.deptype IN ('e', 'i')
+               OR d.deptype = 'a' AND d.refobjsubid <> 0 AND found.kind = 'pg_class'::regclass))
 """
 
 
