@@ -61,7 +61,7 @@ _OBJECTS = """
     FROM found JOIN pg_roles me ON me.rolname = current_user
     CROSS JOIN LATERAL pg_identify_object(found.kind, found.oid, 0) AS named
     WHERE found.owner <> %(role)s::regrole AND NOT EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = found.kind AND d.objid = found.oid
+        SELECT FROM pg_depend d WHERE d.classid = found.kind AND d.objid = found.oid AND d.refobjid <> found.oid
           AND (d.deptype IN ('e', 'i')
                OR d.deptype = 'a' AND d.refobjsubid <> 0 AND found.kind = 'pg_class'::regclass))
 """

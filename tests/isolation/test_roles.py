@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from cloacina_celery.core.tenant import role_of
 from cloacina_celery.errors import IsolationRefused, UnknownTenant
-from cloacina_celery.store import catalog, executions, migrate, queries, roles
+from cloacina_celery.store import catalog, executions, fleet, migrate, queries, roles
 from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession, driver_cursor
 from tests.isolation.stages import drop_login, login_of
@@ -150,7 +150,7 @@ def test_a_migrations_new_table_is_of_use_to_the_tenant_and_no_more(make: Callab
     database = make()
     catalog.create(database, TENANT)
     ask(database, f"CREATE TABLE {TENANT}.cloacina_later (id int)")
-    catalog.migrate_tenant(database, TENANT)
+    fleet.migrate_tenant(database, TENANT)
     rights = {
         right: ask(
             database, f"SELECT has_table_privilege('{role(database)}', '{TENANT}.cloacina_later', '{right}')"
