@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,13 @@ def login_of(server: extensions.connection, url: str, attributes: str) -> Iterat
     yield make_url(url).set(username=name, password=password).render_as_string(hide_password=False)
 
 
+def empty_path(server: extensions.connection, url: str) -> None:
+    """Have each connection of a login begin without a search_path, also where a pooler drops our option."""
+    with server.cursor() as cursor:
+        name = sql.Identifier(make_url(url).username or "")
+        cursor.execute(sql.SQL("ALTER ROLE {} SET search_path = ''").format(name))
+
+
 def drop_login(server: extensions.connection, url: str) -> None:
     """Drop a login whose database is gone."""
     with server.cursor() as cursor:
@@ -122,16 +129,28 @@ def drop_login(server: extensions.connection, url: str) -> None:
 
 
 @contextmanager
-def stage(databases: Databases, server_url: str, level: str) -> Iterator[Stage]:
-    """Set a stage: both tenants, the victim's secret in its own table, and one execution of the victim's."""
+def stage(
+    databases: Databases,
+    server_url: str,
+    level: str,
+    through: Callable[[str], AbstractContextManager[str]] = nullcontext,
+) -> Iterator[Stage]:
+    """Set a stage: both tenants, the victim's secret in its own table, and one execution of the victim's.
+
+    Args:
+        through: runs a pooler before a database, and yields the URL that goes through it.
+    """
     server = connect(server_url)
     try:
         with databases.fresh() as url:
             observer = connect(url)
-            with login_of(server, url, "CREATEROLE NOINHERIT") as login_url:
-                database = Database(login_url, isolation=level)
+            with login_of(server, url, "CREATEROLE NOINHERIT") as login_url, ExitStack() as stack:
+                if through is not nullcontext:
+                    empty_path(server, login_url)
+                through_url = stack.enter_context(through(login_url))
+                database = Database(through_url, isolation=level, prepared_statements=False)
                 try:
-                    made = Stage(level=level, url=login_url, database=database, observer=observer)
+                    made = Stage(level=level, url=through_url, database=database, observer=observer)
                     for tenant in (ATTACKER, VICTIM):
                         assert catalog.create(database, tenant)
                     with made.session(VICTIM) as run:
