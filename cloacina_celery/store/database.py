@@ -55,14 +55,10 @@ def after_fork_in_child(method: Callable[[], None]) -> None:
 
 
 _CLEAN_UP = """
-    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
     DISCARD SEQUENCES; DISCARD TEMP
 """
-"""``DISCARD ALL`` without the prepared statements, which are ours and name their schema.
-
-The role has a line of its own: without it, what the tenant's code had set for the session is what a later
-transaction's own role falls back to.
-"""
+"""``DISCARD ALL`` without the prepared statements, which are ours and name their schema."""
 
 
 class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from cloacina_celery.errors import SettingsError
 from cloacina_celery.store.database import Database
+from cloacina_celery.store.sessions import TenantSession
 from tests.docs.markdown import blocks
 from tests.isolation import stages
 from tests.isolation.attacks import ATTACKS, OPEN
@@ -48,6 +49,26 @@ def stage(
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_a_pooler_makes_no_level_weaker(stage: Stage, attack: Attack) -> None:
     assert attack.gets_through(stage) is (attack.verdict(stage.level) == OPEN)
+
+
+def test_what_a_task_leaves_on_a_servers_connection_is_gone_before_the_next_tenant_has_it(
+    stage: Stage,
+) -> None:
+    with ExitStack() as stack:
+        attacker = stack.enter_context(TenantSession(stage.database, stages.ATTACKER))
+        mine = attacker.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        attacker.execute(text("CREATE TEMP TABLE secrets AS SELECT 'caught' AS secret"))
+        attacker.execute(text("SET work_mem = '77MB'"))
+        # Behind SQLAlchemy's back: PgBouncer lends the connection on, and our own pool has cleaned up nothing yet.
+        attacker.connection().connection.dbapi_connection.commit()  # type: ignore[union-attr]  # it is open
+        for _ in range(30):
+            run = stack.enter_context(stage.session(stages.VICTIM))
+            if run("SELECT pg_backend_pid()") == [(mine,)]:
+                break
+        else:
+            raise AssertionError("not the same connection: this shows nothing")
+        assert run("SELECT secret FROM secrets") == [(stages.SECRET,)]
+        assert run("SHOW work_mem") != [("77MB",)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
