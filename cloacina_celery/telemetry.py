@@ -49,7 +49,7 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "isolation.public": (
         logging.WARNING,
         (
-            "every role may create functions in public, which is a tenant here: "
+            "every role may create functions in %(schema)s, which is a tenant here: "
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
         ),
     ),

@@ -41,4 +41,4 @@ def check(database: Database, tenants: Sequence[str]) -> None:
         if can.inherits_from_tenants:
             log("isolation.inherits", login=can.login)
     if LEGACY_TENANT in known and can.public_is_open:
-        log("isolation.public")
+        log("isolation.public", schema=LEGACY_TENANT)
