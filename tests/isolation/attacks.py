@@ -281,7 +281,7 @@ def _(stage: Stage) -> bool:
     )
     with stage.session() as run, stage.database.statement() as cursor:
         assert run(f"SELECT pg_try_advisory_lock({workers.LOCK_CLASS}, {worker_id})") == [(True,)]
-        looks_alive = worker_id not in [w.worker_id for w in workers.find_dead(cursor, grace=1, lease_ttl=1)]
+        looks_alive = worker_id not in [w.worker_id for w in workers.look(cursor, grace=1, lease_ttl=1).dead]
         # Late, not lost: the lease of what it ran is out all the same.
         executions.submit(cursor, VICTIM, submission(execution_id="held"))
         executions.claim(cursor, VICTIM, "held", attempt=1, worker_id=worker_id, lease_ttl=-1.0, policy=None)

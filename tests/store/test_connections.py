@@ -154,7 +154,8 @@ def test_a_server_that_only_reads_is_unavailable_until_it_writes(database: Datab
 def test_what_an_error_came_from_is_told_by_whose_connection_broke(
     database: Database, database_url: str, tenant: str
 ) -> None:
-    cut = text("SELECT pg_terminate_backend(pg_backend_pid())")
+    # A tenant's role may not end a superuser's connection, not even its own.
+    cut = text("SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)")
     with TenantSession(database, tenant) as session:
         with pytest.raises(DBAPIError) as ours:
             session.execute(cut)
