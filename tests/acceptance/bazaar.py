@@ -394,17 +394,29 @@ def lose_connection(key: str, how: str) -> str:
     match how:
         case "in a statement":
             with cloacina.session() as session:
-                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
+                    )
+                )
         case "and raise another error":
             with cloacina.session() as session:
                 try:
-                    session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                    session.execute(
+                        text(
+                            "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
+                        )
+                    )
                 except DBAPIError:
                     raise ValueError("what now?") from None
         case "and say nothing":
             note(key)
             with cloacina.session() as session, suppress(DBAPIError):
-                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
+                    )
+                )
         case "in a submission":
             with cloacina.session() as session:
                 pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
@@ -426,7 +438,7 @@ def lose_another_database(key: str) -> None:
     if attempt == 1:
         connect("postgresql://nobody@127.0.0.1:1/nowhere")
     create_engine(make_url(OUTSIDE_URL), poolclass=NullPool).connect().execute(
-        text("SELECT pg_terminate_backend(pg_backend_pid())")
+        text("SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)")
     )
 
 
