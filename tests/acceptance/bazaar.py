@@ -400,29 +400,17 @@ def lose_connection(key: str, how: str) -> str:
     match how:
         case "in a statement":
             with cloacina.session() as session:
-                session.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
-                    )
-                )
+                session.execute(END_OWN_CONNECTION)
         case "and raise another error":
             with cloacina.session() as session:
                 try:
-                    session.execute(
-                        text(
-                            "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
-                        )
-                    )
+                    session.execute(END_OWN_CONNECTION)
                 except DBAPIError:
                     raise ValueError("what now?") from None
         case "and say nothing":
             note(key)
             with cloacina.session() as session, suppress(DBAPIError):
-                session.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
-                    )
-                )
+                session.execute(END_OWN_CONNECTION)
         case "in a submission":
             with cloacina.session() as session:
                 pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
