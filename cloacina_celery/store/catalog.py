@@ -91,7 +91,7 @@ def create(database: Database, name: str, *, legacy: bool = False) -> bool:
             {"name": name, "legacy": name == LEGACY_TENANT},
         )
         migrate.upgrade(connection, name, "tenant")
-        roles.isolate_new(connection, name, database.isolation)
+        roles.isolate_new(connection.connection.cursor(), name, database.isolation)
     return True
 
 
@@ -134,7 +134,7 @@ def drop(database: Database, name: str) -> None:
                 connection.execute(text(f"DROP TABLE IF EXISTS {quote(name)}.{table}"))
         else:
             connection.execute(text(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE"))
-            roles.drop(connection, name)
+            roles.drop(connection.connection.cursor(), name)
 
 
 def revisions(database: Database) -> list[tuple[str, str | None]]:

@@ -66,7 +66,7 @@ def _upgrade(database: Database, name: str) -> None:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 migrate.lock_tenant(connection, name)
                 migrate.upgrade(connection, name, "tenant")
-                roles.grant_again(connection, name)
+                roles.grant_again(connection.connection.cursor(), name)
             return
         except (DBAPIError, LockNotAvailable) as error:
             if not isinstance(getattr(error, "orig", error), LockNotAvailable) or attempt == TRIES:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from psycopg2 import errors, sql
-from sqlalchemy import Connection
 
 from cloacina_celery.core.tenant import LEGACY_TENANT, group_of, role_of
 from cloacina_celery.errors import IsolationRefused
@@ -112,13 +111,12 @@ def roles(cursor: Cursor) -> dict[str, str | None]:
     return dict(cursor.fetchall())
 
 
-def isolate_new(connection: Connection, tenant: str, level: str) -> None:
+def isolate_new(cursor: Cursor, tenant: str, level: str) -> None:
     """Give a new tenant its role, in the transaction that makes it, as far as ``level`` asks for one.
 
     Raises:
         IsolationRefused: ``level`` is ``role`` and the login may not create one, or the role's name is taken.
     """
-    cursor: Cursor = connection.connection.cursor()
     if (
         level == "schema"
         or tenant == LEGACY_TENANT
@@ -163,9 +161,8 @@ def isolate(cursor: Cursor, tenant: str) -> list[str]:
     return _hand_over(cursor, tenant, role)
 
 
-def grant_again(connection: Connection, tenant: str) -> None:
+def grant_again(cursor: Cursor, tenant: str) -> None:
     """Let a tenant's role, if it has one, use the tables that a migration has just made."""
-    cursor: Cursor = connection.connection.cursor()
     cursor.execute("SELECT role FROM cloacina.tenants WHERE name = %s", (tenant,))
     row = cursor.fetchone()
     if row is not None and row[0] is not None:
@@ -199,13 +196,12 @@ def grant(cursor: Cursor, tenant: str, role: str) -> None:
         )
 
 
-def drop(connection: Connection, tenant: str) -> None:
+def drop(cursor: Cursor, tenant: str) -> None:
     """Drop a tenant's role with all that it owns in this database, before or after its schema is dropped.
 
     A role that somebody else made, or that has things in another database of the cluster, stays, without rights
     here.
     """
-    cursor: Cursor = connection.connection.cursor()
     cursor.execute("SELECT oid FROM pg_database WHERE datname = current_database()")
     database = cursor.fetchone()
     assert database is not None
@@ -223,6 +219,24 @@ def drop(connection: Connection, tenant: str) -> None:
     except (errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
         cursor.execute("ROLLBACK TO SAVEPOINT dropping_role")
     cursor.execute("RELEASE SAVEPOINT dropping_role")
+
+
+def rename(cursor: Cursor, old: str, new: str) -> None:
+    """Give the role of a tenant that has moved from ``old`` to ``new``, if it has one, the name of ``new``.
+
+    The catalog must know both.
+    """
+    can = powers(cursor)
+    before, after = role_of(old, can.database), role_of(new, can.database)
+    cursor.execute("UPDATE cloacina.tenants SET role = NULL WHERE name = %s AND role = %s", (old, before))
+    if not cursor.rowcount:
+        return
+    if _mark_of(cursor, after) is not None:
+        raise IsolationRefused(new, _taken(after))
+    _run(cursor, "ALTER ROLE {before} RENAME TO {after}", before=before, after=after)
+    mark = _MARK.format(can.database, f"tenant {new}")
+    cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(after)), (mark,))
+    cursor.execute("UPDATE cloacina.tenants SET role = %s WHERE name = %s", (after, new))
 
 
 def _ensure(cursor: Cursor, can: Powers, role: str, what: str, tenant: str) -> None:

@@ -318,6 +318,25 @@ def test_an_unusual_name_has_a_role_of_at_most_63_bytes_that_no_other_has(
     catalog.drop(database, name)
 
 
+def test_a_tenant_that_moves_takes_its_role_along(make: Callable[..., Database]) -> None:
+    database = make()
+    catalog.create(database, TENANT)
+    with TenantSession(database, TENANT) as session:
+        session.execute(text("CREATE TABLE orders (id int)"))
+        session.commit()
+    with database.transaction() as cursor:
+        cursor.execute(f"ALTER SCHEMA {TENANT} RENAME TO tenant_new")
+        cursor.execute("INSERT INTO cloacina.tenants (name) VALUES ('tenant_new')")
+        roles.rename(cursor, TENANT, "tenant_new")
+    assert role(database) is None
+    with TenantSession(database, "tenant_new") as session:
+        assert session.execute(text("SELECT current_user")).scalar_one() == role(database, "tenant_new")
+        session.execute(text("ALTER TABLE orders ADD COLUMN note text"))
+        session.commit()
+    catalog.drop(database, "tenant_new")
+    assert ask(database, "SELECT 1 FROM pg_roles WHERE rolname LIKE 'cloacina_tenant_new%'") == []
+
+
 def test_public_and_a_tenant_that_is_not_there_are_refused_a_role(make: Callable[..., Database]) -> None:
     database = make()
     catalog.create(database, "public", legacy=True)
