@@ -27,6 +27,45 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "tenant.changed": (logging.INFO, "tenant %(tenant)s is %(state)s now, by %(by)s"),
     "tenant.gone": (logging.ERROR, "queue %(tenant)s is not consumed: %(error)s"),
+    "isolation.fallback": (
+        logging.WARNING,
+        (
+            "tenants are kept apart by search_path alone: login %(login)s may not create roles "
+            "(ALTER ROLE ... CREATEROLE), or set cloacina_isolation to 'schema' to say that this is wanted"
+        ),
+    ),
+    "isolation.superuser": (
+        logging.WARNING,
+        (
+            "login %(login)s is a superuser: a task that says RESET ROLE may do anything; give the app a login of "
+            "its own"
+        ),
+    ),
+    "isolation.inherits": (
+        logging.WARNING,
+        (
+            "login %(login)s has its tenants' rights also where no tenant is bound: ALTER ROLE ... NOINHERIT "
+            "takes them"
+        ),
+    ),
+    "isolation.left": (
+        logging.WARNING,
+        (
+            "tenant %(tenant)s has no role and is kept apart by search_path alone: "
+            "run `celery -A <app> cloacina tenant isolate %(tenant)s`"
+        ),
+    ),
+    "isolation.public": (
+        logging.WARNING,
+        (
+            "every role may create functions in %(schema)s, which is a tenant here: "
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ),
+    ),
+    "isolation.kept": (
+        logging.WARNING,
+        "%(object)s in tenant %(tenant)s is not the login's to hand over: the tenant's sessions may not have access",
+    ),
     "broker.refused": (
         logging.WARNING,
         (
@@ -149,6 +188,14 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "messages.kept": (
         logging.WARNING,
         "messages that were delivered and not started could not be put back (%(error)s); rows ring again",
+    ),
+    "liveness.taken": (
+        logging.WARNING,
+        "somebody holds the worker's liveness lock; its heartbeat and its leases speak for it: %(error)s",
+    ),
+    "migrate.waiting": (
+        logging.WARNING,
+        "waiting for the migration lock, which %(holder)s has held for more than %(seconds)s s",
     ),
     "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
 }

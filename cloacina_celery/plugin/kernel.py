@@ -99,6 +99,7 @@ class Kernel:
                 settings.database_url,
                 pool_size=settings.pool_size,
                 prepared_statements=settings.prepared_statements,
+                isolation=settings.isolation,
             )
         return self._database
 

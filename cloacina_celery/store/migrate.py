@@ -10,12 +10,21 @@ from sqlalchemy import Connection, text
 
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
-from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.database import Cursor, Database, LockNotAvailable
+from cloacina_celery.telemetry import log
 
-CATALOG_HEAD = "c0007"
+CATALOG_HEAD = "c0008"
 TENANT_HEAD = "t0003"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
+LOCK_PATIENCE = 10
+"""Seconds after which who waits for that lock says so, again and again."""
+
+_HOLDER = """
+    SELECT a.usename, a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1 AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 REVISIONS_AT_ONCE = 100
 
@@ -124,8 +133,27 @@ def migrate_catalog(database: Database) -> None:
 
 
 def lock(connection: Connection) -> None:
-    """Let one process at a time migrate this database; released at the transaction's end."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    """Let one process at a time migrate this database; released at the transaction's end.
+
+    It waits as long as it takes, and says whom for: any role may take any advisory lock, a tenant's code too.
+    """
+    cursor: Cursor = connection.connection.cursor()
+    cursor.execute("SELECT current_setting('lock_timeout')")
+    before = cursor.fetchone()
+    cursor.execute(f"SAVEPOINT locking; SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
+    while True:
+        try:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+            break
+        except LockNotAvailable:
+            cursor.execute("ROLLBACK TO SAVEPOINT locking")
+            cursor.execute(_HOLDER, (MIGRATION_LOCK,))
+            holder = cursor.fetchone()
+            if holder is not None:
+                log("migrate.waiting", holder=f"{holder[0]} (backend {holder[1]})", seconds=LOCK_PATIENCE)
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
+    cursor.execute("SELECT set_config('lock_timeout', %s, true)", before)
+    cursor.execute("RELEASE SAVEPOINT locking")
 
 
 def lock_tenant(connection: Connection, name: str) -> None:
