@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from cloacina_celery.core.tenant import role_of
 from cloacina_celery.errors import IsolationRefused, UnknownTenant
-from cloacina_celery.store import catalog, executions, fleet, migrate, queries, roles
+from cloacina_celery.store import catalog, executions, fleet, migrate, queries, removal, roles
 from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession, driver_cursor
 from tests.isolation.stages import drop_login, login_of
@@ -79,6 +79,12 @@ def ask(database: Database, query: str) -> list[tuple[object, ...]]:
     with database.statement() as cursor:
         cursor.execute(query)
         return list(cursor.fetchall()) if cursor.description else []
+
+
+def drop(database: Database, name: str) -> None:
+    """Drop a tenant whose queue is gone."""
+    removal.remove(database, name, by="test", with_work=True)
+    assert removal.confirm(database, name, Verb.DROP, by="test", detail="its queue")
 
 
 def role(database: Database, tenant: str = TENANT) -> str | None:
@@ -272,7 +278,7 @@ def test_a_drop_takes_the_role_with_all_that_it_owns_also_outside_of_the_schema(
         session.execute(text("SELECT lo_create(0)"))
         session.commit()
     name = role(database)
-    catalog.drop(database, TENANT)
+    drop(database, TENANT)
     assert ask(database, f"SELECT 1 FROM pg_roles WHERE rolname = '{name}'") == []
     assert ask(database, "SELECT count(*) FROM pg_largeobject_metadata") == [(0,)]
     assert catalog.create(database, TENANT)
@@ -315,7 +321,7 @@ def test_an_unusual_name_has_a_role_of_at_most_63_bytes_that_no_other_has(
     assert role_of("a" * 63, 1) != role_of("a" * 62, 1)
     with TenantSession(database, name) as session:
         assert session.execute(text("SELECT current_user")).scalar_one() == found
-    catalog.drop(database, name)
+    drop(database, name)
 
 
 def test_a_tenant_that_moves_takes_its_role_along(make: Callable[..., Database]) -> None:
@@ -333,7 +339,7 @@ def test_a_tenant_that_moves_takes_its_role_along(make: Callable[..., Database])
         assert session.execute(text("SELECT current_user")).scalar_one() == role(database, "tenant_new")
         session.execute(text("ALTER TABLE orders ADD COLUMN note text"))
         session.commit()
-    catalog.drop(database, "tenant_new")
+    drop(database, "tenant_new")
     assert ask(database, "SELECT 1 FROM pg_roles WHERE rolname LIKE 'cloacina_tenant_new%'") == []
 
 

@@ -31,8 +31,8 @@ def database(database_url: str) -> Iterator[Database]:
         for name in TENANTS:
             take_back(cursor, name)
     yield made
-    with made.statement() as cursor:
-        for name in TENANTS:
+    for name in TENANTS:
+        with made.transaction() as cursor:
             # Without the tombstones that a removal leaves: the next test begins with the same names.
             removal.drop_schema(cursor, name)
             cursor.execute("DELETE FROM cloacina.tenants WHERE name = %s", (name,))
