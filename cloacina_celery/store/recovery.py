@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
+from cloacina_celery.core.protocol import EXPIRED, FENCE, OF_WORKER
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.statements import Statement
 
 
@@ -54,7 +56,7 @@ _LOCK_EXPIRED = Statement(
     "lock_expired",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
-    WHERE state = 'running' AND lease_expires_at < now()
+    WHERE {where(EXPIRED)}
     ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     """,
 )
@@ -62,7 +64,7 @@ _LOCK_OF_WORKER = Statement(
     "lock_of_worker",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
-    WHERE state = 'running' AND worker_id = $2::bigint
+    WHERE {where(OF_WORKER, worker="$2::bigint")}
     ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     """,
 )
@@ -71,50 +73,50 @@ _LOCK_ONE = Statement(
     "lock_one",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
-    WHERE id = $1::text AND attempt = $2::int AND state = 'running' FOR UPDATE
+    WHERE {where(FENCE)} FOR UPDATE
     """,
 )
 _HOLDS_ANY = Statement(
     "holds_any",
-    "SELECT 1 FROM {s}.cloacina_executions WHERE state = 'running' AND worker_id = $1::bigint LIMIT 1",
+    f"SELECT 1 FROM {{s}}.cloacina_executions WHERE {where(OF_WORKER)} LIMIT 1",
 )
 _RECOVER = Statement(
     "recover",
-    """
+    f"""
     WITH recovered AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', recoveries = recoveries + 1, lease_expires_at = NULL,
             run_at = now() + make_interval(secs => $3::float8), rung_at = CASE WHEN $3::float8 = 0 THEN now() END
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("recover")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
     SELECT id, 'recovered', attempt, worker_id, $4::text FROM recovered
     """,
 )
 _ABANDON = Statement(
     "abandon",
-    """
+    f"""
     WITH abandoned AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'abandoned', lease_expires_at = NULL, settled_at = now(), error = $3::text
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("abandon")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason, error)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason, error)
     SELECT id, 'abandoned', attempt, worker_id, $4::text, $3::text FROM abandoned
     """,
 )
 _RELEASE = Statement(
     "release",
-    """
+    f"""
     WITH released AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', releases = releases + 1, lease_expires_at = NULL, run_at = now(), rung_at = now()
-        WHERE state = 'running' AND worker_id = $1::bigint
+        WHERE {may("release all")}
         RETURNING id, attempt, failures, recoveries, message, worker_id
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
         SELECT id, 'released', attempt, worker_id, $2::text FROM released
     )
     SELECT id, attempt, failures, recoveries, message FROM released
@@ -122,11 +124,11 @@ _RELEASE = Statement(
 )
 _RING_DUE = Statement(
     "ring_due",
-    """
-    UPDATE {s}.cloacina_executions SET rung_at = now()
+    f"""
+    UPDATE {{s}}.cloacina_executions SET rung_at = now()
     WHERE id IN (
-        SELECT id FROM {s}.cloacina_executions
-        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()
+        SELECT id FROM {{s}}.cloacina_executions
+        WHERE {may("ring")}
         ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, failures, recoveries, message, run_at
@@ -142,17 +144,17 @@ _COUNT_RUNG = Statement(
 )
 _RING_STRANDED = Statement(
     "ring_stranded",
-    """
+    f"""
     WITH rung AS (
-        UPDATE {s}.cloacina_executions SET rung_at = now()
+        UPDATE {{s}}.cloacina_executions SET rung_at = now()
         WHERE id IN (
-            SELECT id FROM {s}.cloacina_executions
-            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
+            SELECT id FROM {{s}}.cloacina_executions
+            WHERE {may("ring again")}
             ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
         )
         RETURNING id, attempt, failures, recoveries, message, submitted_at
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, reason)
         SELECT id, 'rung_again', attempt, 'nobody claimed it, and the queue held too few messages' FROM rung
     )
     SELECT id, attempt, failures, recoveries, message FROM rung ORDER BY submitted_at
@@ -165,10 +167,10 @@ def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> 
     branches = " UNION ALL ".join(
         f"""SELECT %s,
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions
-                WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()),
-        EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE state = 'running' AND lease_expires_at < now()),
+                WHERE {may("ring")}),
+        EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE {where(EXPIRED)}),
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions
-                WHERE state = 'pending' AND rung_at < now() - make_interval(secs => %s))"""
+                WHERE {may("ring again", stranded_after="%s")})"""
         for t in tenants
     )
     cursor.execute(branches, [value for tenant in tenants for value in (tenant, stranded_after)])
