@@ -9,6 +9,7 @@ from datetime import datetime
 from cloacina_celery.chaos.faults import Done
 from cloacina_celery.chaos.history import Event, History, Row
 from cloacina_celery.core.lifecycle import TERMINAL_STATES, Recover, after_loss
+from cloacina_celery.core.replay import Recorded, replay
 
 LOST = "lost"
 EFFECTS = "effects missing or doubled"
@@ -18,9 +19,10 @@ FOREIGN = "rows in a foreign tenant"
 STUCK = "stuck"
 BUDGET = "attempts nobody can account for"
 NEEDLESS = "rung again without a cause"
+UNFIT = "history the model does not allow"
 PROCESSES = "processes that ended badly"
 
-FINDINGS = (LOST, EFFECTS, TWICE, RAN_TWICE, FOREIGN, STUCK, BUDGET, NEEDLESS, PROCESSES)
+FINDINGS = (LOST, EFFECTS, TWICE, RAN_TWICE, FOREIGN, STUCK, BUDGET, NEEDLESS, UNFIT, PROCESSES)
 """What is counted, in the order in which it is printed; each has to be 0."""
 
 RUN, MESSAGE = "run", "message"
@@ -97,6 +99,7 @@ def check(history: History) -> Verdict:
             *_strangers(history),
             *_budgets(history.rows),
             *_needless(history),
+            *_unfit(by_execution),
             *(Finding(kind=PROCESSES, execution_id=what, what=what) for what in history.ended_badly),
         ],
     )
@@ -219,6 +222,17 @@ def _needless(history: History) -> list[Finding]:
         )
         for event in history.events
         if event.kind == "rung_again" and (history.calm_until is None or event.at < history.calm_until)
+    ]
+
+
+def _unfit(events: dict[str, list[Event]]) -> list[Finding]:
+    return [
+        Finding(kind=UNFIT, execution_id=id_, what=what)
+        for id_, own in events.items()
+        for what in replay(
+            Recorded(kind=event.kind, attempt=event.attempt, worker=event.worker_id, at=event.at.timestamp())
+            for event in own
+        )
     ]
 
 

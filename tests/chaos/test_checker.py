@@ -19,6 +19,7 @@ from cloacina_celery.chaos.checker import (
     RUN,
     STUCK,
     TWICE,
+    UNFIT,
     Recovery,
     check,
 )
@@ -125,17 +126,17 @@ def test_effects_that_are_not_exactly_those_of_the_settled_attempt(
 
 def test_a_second_settlement(history: History) -> None:
     history.events.append(event("succeeded", 2, 8))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_recovery_of_what_had_been_recovered(history: History) -> None:
     history.events.insert(3, event("recovered", 1, 5.5))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_settlement_by_a_lost_attempt(history: History) -> None:
     history.events.insert(4, event("retry_scheduled", 1, 6.5))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_requeue_opens_what_was_settled(history: History) -> None:
@@ -191,3 +192,11 @@ def test_failures_beyond_the_ordered_ones_are_counted_and_no_finding(history: Hi
     verdict = check(history)
     assert verdict.is_clean
     assert verdict.failures_by_faults == 1
+
+
+def test_a_history_that_the_protocol_cannot_have_made(history: History) -> None:
+    early = replace(
+        history, events=[event("submitted", 0, 0), event("claimed", 2, 6), event("succeeded", 2, 7)]
+    )
+    (finding,) = (one for one in check(early).findings if one.kind == UNFIT)
+    assert finding.what == "claimed as attempt 2, but the row was pending with attempt 0"

@@ -11,7 +11,9 @@ from tests.model.variants import BROKEN
 from tests.model.world import SOUND, Left, begin
 
 LARGE = {
-    "a zombie, a doubled message and two reapers": begin(left=Left(crashes=1, doubles=1)),
+    "a zombie that is doubled, cancelled and cut off": begin(
+        reapers=1, left=Left(crashes=1, doubles=1, cuts=1, cancels=1)
+    ),
     "two executions and a crash": begin(executions=2, workers=1, reapers=1, left=Left(crashes=1)),
 }
 

@@ -92,7 +92,7 @@ def _time(world: World) -> Iterator[Step]:
             late = replace(row, lease_expires_at=-1.0)
             told = f"the lease of attempt {row.attempt} of {name} runs out"
             yield Step(told, world._replace(rows=_put(world.rows, e, late)), "time")
-        if row.state is State.PENDING and 0 < row.run_at:
+        if row.state is State.PENDING and row.run_at > 0:
             due = replace(row, run_at=0.0)
             yield Step(f"{name} becomes due", world._replace(rows=_put(world.rows, e, due)), "time")
         if row.state is State.PENDING and row.rung_at == 0:
@@ -129,7 +129,8 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
             rest.remove(message)
             told = f"{who} receives the message for attempt {message.attempt} of {_name(world, message.execution)}"
             yield Step(
-                told, becomes(me._replace(phase="holding", message=message), world._replace(messages=tuple(rest)))
+                told,
+                becomes(me._replace(phase="holding", message=message), world._replace(messages=tuple(rest))),
             )
         return
     assert me.message is not None
@@ -143,13 +144,17 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
             left=world.left._replace(crashes=world.left.crashes - 1),
             locks=_put(world.locks, e, "") if lock == who else world.locks,
         )
-        yield Step(f"{who} dies; its message goes back to the queue", becomes(Worker(me.id, "dead"), there), "fault")
+        yield Step(
+            f"{who} dies; its message goes back to the queue", becomes(Worker(me.id, "dead"), there), "fault"
+        )
     if me.phase == "holding" and not lock:
         after = rules.moves["claim"].apply(
             row, Ask(now=0, attempt=me.message.attempt, worker=me.id, lease_ttl=LEASE)
         )
         if after is None:
-            yield Step(f"{who} declines the message for attempt {me.message.attempt} of {name}", becomes(idle))
+            yield Step(
+                f"{who} declines the message for attempt {me.message.attempt} of {name}", becomes(idle)
+            )
         else:
             wrong = (
                 ""
@@ -173,7 +178,10 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
                 wrong = "" if row.worker == me.id else f"{who} gave back what worker {row.worker} holds"
                 there = _with_row(there, e, after, "release all", wrong=wrong)
                 ring = Message(e, after.attempt + 1)
-                yield Step(f"{who} is shut down and gives back {name}", becomes(Worker(me.id, "ringing", ring), there))
+                yield Step(
+                    f"{who} is shut down and gives back {name}",
+                    becomes(Worker(me.id, "ringing", ring), there),
+                )
             else:
                 yield Step(f"{who} is shut down and holds nothing", becomes(Worker(me.id, "dead"), there))
     if me.phase == "ringing":
@@ -221,8 +229,14 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
         if after is None:
             yield Step(f"{who} finds its fence closed for {mine}", becomes(idle))
         else:
-            wrong = "" if row.attempt == me.attempt else f"{who} gave back attempt {row.attempt}, which is another's"
-            yield Step(f"{who} gives back {name}", becomes(idle, _with_row(world, e, after, "release", wrong=wrong)))
+            wrong = (
+                ""
+                if row.attempt == me.attempt
+                else f"{who} gave back attempt {row.attempt}, which is another's"
+            )
+            yield Step(
+                f"{who} gives back {name}", becomes(idle, _with_row(world, e, after, "release", wrong=wrong))
+            )
 
 
 POLICIES = {n: RetryPolicy(max_attempts=n, jitter=False) for n in (1, 2, 3)}
@@ -263,7 +277,9 @@ def _reaper(world: World, rules: Rules, n: int) -> Iterator[Step]:
             after = rules.moves["ring"].apply(row, Ask(now=0))
             if after is not None:
                 there = world._replace(rows=_put(world.rows, e, after))
-                yield Step(f"{who} takes {name} to ring for it", becomes(Reaper("ringing", e, seen=after), there))
+                yield Step(
+                    f"{who} takes {name} to ring for it", becomes(Reaper("ringing", e, seen=after), there)
+                )
             after = rules.moves["ring again"].apply(row, Ask(now=0, stranded_after=STRANDED))
             if after is not None and _missing(world):
                 there = _with_row(world, e, after, "ring again")
@@ -294,7 +310,9 @@ def _reaper(world: World, rules: Rules, n: int) -> Iterator[Step]:
         done = _with_row(free, e, me.written, me.move, me.seen.attempt)
         rings = me.written.state is State.PENDING and me.written.rung_at is not None
         then = Reaper("ringing", e, seen=me.written) if rings else Reaper()
-        yield Step(f"{who} commits that attempt {me.seen.attempt} of {name} is lost ({me.move})", becomes(then, done))
+        yield Step(
+            f"{who} commits that attempt {me.seen.attempt} of {name} is lost ({me.move})", becomes(then, done)
+        )
     if me.phase == "ringing":
         assert me.seen is not None
         ring = Message(e, me.seen.attempt + 1)
@@ -303,7 +321,9 @@ def _reaper(world: World, rules: Rules, n: int) -> Iterator[Step]:
 
 def _missing(world: World) -> bool:
     """Compare as the reaper does: rung rows with the messages in the queue and in the hands of living workers."""
-    rung = sum(row is not None and row.state is State.PENDING and row.rung_at is not None for row in world.rows)
+    rung = sum(
+        row is not None and row.state is State.PENDING and row.rung_at is not None for row in world.rows
+    )
     held = sum(worker.phase == "holding" for worker in world.workers)
     return rung > len(world.messages) + held
 

@@ -11,12 +11,11 @@ from tests.support import ROOT
 
 WORLDS = {
     "a zombie and two reapers": begin(left=Left(crashes=1)),
+    "a doubled message, a zombie and two reapers": begin(left=Left(crashes=1, doubles=1)),
     "lost answers, a shutdown and a crash": begin(
         workers=1, reapers=1, left=Left(crashes=1, cuts=1, stops=1)
     ),
-    "a person cancels and requeues": begin(
-        workers=1, reapers=1, left=Left(cuts=1, cancels=1, requeues=1)
-    ),
+    "a person cancels and requeues": begin(workers=1, reapers=1, left=Left(cuts=1, cancels=1, requeues=1)),
     "a person cancels what two workers want": begin(reapers=1, left=Left(cuts=1, cancels=1)),
     "a shutdown beside another worker": begin(reapers=1, left=Left(stops=1)),
     "two executions": begin(executions=2, workers=1, reapers=1),

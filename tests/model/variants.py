@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def _without(*moves: str, **conditions: Any) -> dict[str, Move]:
     """Take conditions out of moves' guards."""
-    changed = {
-        name: replace(MOVES[name], guard=replace(MOVES[name].guard, **conditions)) for name in moves
-    }
+    changed = {name: replace(MOVES[name], guard=replace(MOVES[name].guard, **conditions)) for name in moves}
     return {**MOVES, **changed}
 
 
