@@ -16,7 +16,7 @@ OLDEST_CELERY := $(shell sed -n 's/.*"celery\[redis\]>=\([0-9.]*\),.*/\1/p' pypr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest bench chaos lint clean
+.PHONY: help demo test test-oldest bench chaos model lint clean
 
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,9 @@ bench: $(VENV)/.installed  ## compare the speed with that of plain Celery
 
 chaos: $(VENV)/.installed  ## kill, freeze, cut and lose for ten minutes, then check every execution
 	$(VENV)/bin/python -m cloacina_celery.chaos --seconds 600 --executions 5000 $(ARGS)
+
+model: $(VENV)/.installed  ## go through every small world that the protocol leads to
+	$(VENV)/bin/python -m tests.model
 
 lint: $(VENV)/.installed  ## check style, types and layers
 	$(VENV)/bin/ruff check

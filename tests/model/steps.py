@@ -175,7 +175,11 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
             left = world.left._replace(stops=world.left.stops - 1)
             there = _rung(world, me.message)._replace(left=left)
             if after is not None:
-                wrong = "" if row.worker == me.id else f"{who} gave back what worker {row.worker} holds"
+                wrong = (
+                    ""
+                    if row.worker == me.id
+                    else f"{who} gave back what worker {chr(65 + (row.worker or 0) % len(world.workers))} holds"
+                )
                 there = _with_row(there, e, after, "release all", wrong=wrong)
                 ring = Message(e, after.attempt + 1)
                 yield Step(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.model.explore import explore
@@ -44,6 +46,11 @@ def test_a_broken_core_is_found_out_by_a_shortest_story(name: str) -> None:
     print(f"{name}:\n{found.told()}")
     assert found.broken
     assert len(found.story) == LENGTHS.get(name, len(found.story))
+
+
+def test_the_fence_alone_is_enough_where_a_sweep_takes_no_lock() -> None:
+    found = explore(begin(left=Left(doubles=1)), replace(SOUND, sweep_locks=False))
+    assert not found.broken, found.told()
 
 
 def test_the_story_in_the_docs_is_the_one_that_is_found() -> None:

@@ -1,4 +1,4 @@
-"""Larger worlds at random: more tenants' executions, workers and faults than can be gone through one by one."""
+"""Larger worlds at random: more executions, workers and faults than can be gone through one by one."""
 
 from __future__ import annotations
 

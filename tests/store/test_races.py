@@ -9,8 +9,9 @@ import pytest
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store import catalog, executions, queries, recovery
 from cloacina_celery.store.bounded import bounded_transaction
+from cloacina_celery.store.database import UndefinedTable
 from tests.store.rows import (
     EXECUTION_ID,
     LEASE,
@@ -22,8 +23,10 @@ from tests.store.rows import (
     read,
     run,
     shift,
+    submission,
     submit,
 )
+from tests.support.waiting import eventually, wait_for_row
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
@@ -97,6 +100,100 @@ def test_who_comes_second_to_a_row_finds_its_fence_closed(
     assert not rival.answer()
     assert read(cursor, tenant).state is state
     assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1), (kind, 1)]
+
+
+def test_of_two_claims_of_one_attempt_the_second_is_declined(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with database.transaction() as lent:
+        assert claim(lent, tenant)
+        rival = Rival(database, lambda other: claim(other, tenant, worker_id=42))
+        rival.wait_until_blocked(observer)
+    assert rival.answer() is None
+    assert read(cursor, tenant).worker_id == WORKER
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1)]
+
+
+def test_of_two_claims_the_second_gets_the_attempt_where_the_first_one_is_rolled_back(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with bounded_transaction(database) as lent:
+        assert claim(lent, tenant)
+        rival = Rival(database, lambda other: claim(other, tenant, worker_id=42))
+        rival.wait_until_blocked(observer)
+        lent.connection.rollback()
+    assert rival.answer().attempt == 1
+    assert read(cursor, tenant).worker_id == 42
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1)]
+
+
+def test_a_sweep_does_not_see_a_submission_that_is_not_committed(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    with database.transaction() as lent:
+        submit(lent, tenant, delay=60.0)
+        shift(lent, tenant, "run_at", -61)
+        assert recovery.ring_due(cursor, tenant, limit=9) == []
+    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == [EXECUTION_ID]
+
+
+def test_a_submission_of_an_id_that_a_sweep_is_ringing_waits_and_changes_nothing(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant, delay=60.0)
+    shift(cursor, tenant, "run_at", -61)
+    with database.transaction() as lent:
+        assert recovery.ring_due(lent, tenant, limit=9)
+        rival = Rival(database, lambda other: executions.submit(other, tenant, submission()))
+        rival.wait_until_blocked(observer)
+    assert rival.answer() is None
+    assert read(cursor, tenant).rung_at is not None
+    assert events(cursor, tenant) == [("submitted", 0)]
+
+
+def test_a_drop_waits_for_a_claim_that_came_first(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with database.transaction() as lent:
+        assert claim(lent, tenant)
+        rival = Rival(database, lambda _: catalog.drop(database, tenant))
+        wait_for_row(
+            observer,
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'",
+            (f"DROP SCHEMA%{tenant}%",),
+            why="the drop to wait for the claim",
+        )
+        assert events(lent, tenant) == [("submitted", 0), ("claimed", 1)]
+    rival.answer()
+    eventually(lambda: not catalog.exists(database, tenant), why="the tenant to be gone")
+
+
+def test_a_claim_after_a_drop_finds_no_table_and_claims_nothing(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with database.transaction() as lent:
+        lent.execute(f"DROP SCHEMA {tenant} CASCADE")  # as `catalog.drop` does, held before its commit
+        rival = Rival(database, lambda other: claim(other, tenant))
+        rival.wait_until_blocked(observer)
+    with pytest.raises(UndefinedTable):
+        rival.answer()
+
+
+def test_a_recovery_of_the_attempt_waits_for_a_heartbeat_that_came_first_and_then_goes_on(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    # It knows that the child is dead; a heartbeat of the main process, sent before that was noticed, saves nobody.
+    run(cursor, tenant)
+    with database.transaction() as lent:
+        assert heartbeat(lent, tenant)
+        rival = Rival(database, lambda other: recover_attempt(other, tenant))
+        rival.wait_until_blocked(observer)
+    assert rival.answer()
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1), ("recovered", 1)]
 
 
 @pytest.mark.parametrize("second", [settle, recover_attempt, release, heartbeat], ids=lambda f: f.__name__)
