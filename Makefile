@@ -36,7 +36,7 @@ bench: $(VENV)/.installed  ## compare the speed with that of plain Celery
 chaos: $(VENV)/.installed  ## kill, freeze, cut and lose for ten minutes, then check every execution
 	$(VENV)/bin/python -m cloacina_celery.chaos --seconds 600 --executions 5000 $(ARGS)
 
-model: $(VENV)/.installed  ## explore the protocol in larger worlds, and tell how broken ones fail
+model: $(VENV)/.installed  ## go through every small world that the protocol leads to, and tell how broken ones fail
 	$(VENV)/bin/python -m tests.model
 
 lint: $(VENV)/.installed  ## check style, types and layers
