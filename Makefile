@@ -16,7 +16,7 @@ OLDEST_CELERY := $(shell sed -n 's/.*"celery\[redis\]>=\([0-9.]*\),.*/\1/p' pypr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest bench chaos model lint clean
+.PHONY: help demo test test-oldest bench bench-tenants chaos model lint clean
 
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ test-oldest: $(OLDEST)/.installed  ## run it on the oldest supported Celery
 
 bench: $(VENV)/.installed  ## compare the speed with that of plain Celery
 	$(VENV)/bin/python -m bench $(ARGS)
+
+bench-tenants: $(VENV)/.installed  ## measure what a thousand tenants cost: ARGS='--tenants 10000' for more
+	$(VENV)/bin/python -m bench.tenants $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill, freeze, cut and lose for ten minutes, then check every execution
 	$(VENV)/bin/python -m cloacina_celery.chaos --seconds 600 --executions 5000 $(ARGS)

@@ -9,6 +9,7 @@ __all__ = [
     "ExecutionNotFound",
     "InvalidPayload",
     "InvalidTenantName",
+    "IsolationRefused",
     "LeaseLost",
     "MessageRefused",
     "SchemaMismatch",
@@ -101,6 +102,15 @@ class SubmitRefused(CloacinaError):
             f"tenant {tenant!r} is {state} and takes no new work; nothing was submitted. "
             f"`celery -A <app> cloacina tenant resume {tenant}` opens it again"
         )
+
+
+class IsolationRefused(CloacinaError):
+    """A tenant cannot be kept apart from the others as was asked, or its session cannot take its role."""
+
+    def __init__(self, tenant: str, reason: str) -> None:
+        self.tenant = tenant
+        self.reason = reason
+        super().__init__(f"tenant {tenant!r}: {reason}")
 
 
 class TenantMismatch(CloacinaError):

@@ -18,9 +18,11 @@ from cloacina_celery.errors import SettingsError
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.plugin.control import SWEEP_TASK
 from cloacina_celery.plugin.envelope import ATTEMPT_HEADER
+from cloacina_celery.plugin.limits import LOOK_INTERVAL
 from cloacina_celery.runtime.context import enter_worker
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
+from cloacina_celery.runtime.patrol import Patrol
 from cloacina_celery.runtime.trust import Held
 from cloacina_celery.store.database import normalise_url
 from cloacina_celery.telemetry import logger
@@ -92,6 +94,12 @@ class Runner:
         self._slots = threading.Semaphore(max_concurrent_tasks)
         self._consumer = _Consumer(self, max_concurrent_tasks)
         self._keeper.start()
+        self._watch = Patrol(
+            lambda: self.cloacina.parts.limiter.look([schema]),
+            name=f"cloacina-limits-{schema}",
+            interval=LOOK_INTERVAL,
+        )
+        self._watch.start()
         self._thread = threading.Thread(
             target=self._consumer.run, name=f"cloacina-consumer-{schema}", daemon=True
         )
@@ -122,6 +130,7 @@ class Runner:
         self._consumer.should_stop = True
         self._thread.join()
         self._pool.shutdown(wait=wait, cancel_futures=True)
+        self._watch.stop()
         self._keeper.stop(reason="the runner was shut down")
         self.cloacina.parts.kernel.boards.pop(self._keeper.worker_id, None)
 

@@ -17,9 +17,55 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "worker %(worker_id)s (%(name)s) is dead: %(reason)s; recovering its executions",
     ),
+    "selection.left_out": (
+        logging.ERROR,
+        (
+            "tenant %(tenant)s is selected and not served: its schema is at revision %(found)s, this worker works with "
+            "%(expected)s; migrate it (`celery -A <app> cloacina schema migrate %(tenant)s`) or upgrade this worker"
+        ),
+    ),
     "tenant.created": (logging.INFO, "tenant %(tenant)s created"),
     "tenant.changed": (logging.INFO, "tenant %(tenant)s is %(state)s now, by %(by)s"),
     "tenant.gone": (logging.ERROR, "queue %(tenant)s is not consumed: %(error)s"),
+    "isolation.fallback": (
+        logging.WARNING,
+        (
+            "tenants are kept apart by search_path alone: login %(login)s may not create roles "
+            "(ALTER ROLE ... CREATEROLE), or set cloacina_isolation to 'schema' to say that this is wanted"
+        ),
+    ),
+    "isolation.superuser": (
+        logging.WARNING,
+        (
+            "login %(login)s is a superuser: a task that says RESET ROLE may do anything; give the app a login of "
+            "its own"
+        ),
+    ),
+    "isolation.inherits": (
+        logging.WARNING,
+        (
+            "login %(login)s has its tenants' rights also where no tenant is bound: ALTER ROLE ... NOINHERIT "
+            "takes them"
+        ),
+    ),
+    "isolation.left": (
+        logging.WARNING,
+        (
+            "tenant %(tenant)s has no role and is kept apart by search_path alone: "
+            "run `celery -A <app> cloacina tenant isolate %(tenant)s`"
+        ),
+    ),
+    "isolation.public": (
+        logging.WARNING,
+        (
+            "every role may create functions in %(schema)s, which is a tenant here: "
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ),
+    ),
+    "isolation.kept": (
+        logging.WARNING,
+        "%(object)s in tenant %(tenant)s is not the login's to hand over: the tenant's sessions may not have access",
+    ),
     "broker.refused": (
         logging.WARNING,
         (
@@ -61,6 +107,18 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "message for attempt %(attempt)s of execution %(execution_id)s in %(tenant)s held back: the tenant starts "
             "nothing now; the row waits, and is sent again"
         ),
+    ),
+    "tenant.limited": (
+        logging.INFO,
+        "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s",
+    ),
+    "claim.deferred": (
+        logging.DEBUG,
+        "execution %(execution_id)s in %(tenant)s waits: its tenant is at its limit, or paused",
+    ),
+    "limits.failed": (
+        logging.ERROR,
+        "what waits for room in %(tenant)s was not looked at, and will be again: %(error)s",
     ),
     "claim.waiting": (
         logging.WARNING,
@@ -130,6 +188,14 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "messages.kept": (
         logging.WARNING,
         "messages that were delivered and not started could not be put back (%(error)s); rows ring again",
+    ),
+    "liveness.taken": (
+        logging.WARNING,
+        "somebody holds the worker's liveness lock; its heartbeat and its leases speak for it: %(error)s",
+    ),
+    "migrate.waiting": (
+        logging.WARNING,
+        "waiting for the migration lock, which %(holder)s has held for more than %(seconds)s s",
     ),
     "liveness.lost": (logging.WARNING, "liveness connection lost, opening a new one: %(error)s"),
 }

@@ -15,6 +15,8 @@ PREFIX = "cloacina_"
 MAX_INTEGER = 2**31 - 1
 """The largest number that a row's counts can hold."""
 
+ISOLATION_LEVELS = ("auto", "schema", "role")
+
 ENVIRONMENT = {"database_url": "CLOACINA_DATABASE_URL"}
 
 
@@ -29,6 +31,8 @@ class Settings:
     database_url: str = ""
     auto_create: str = "tenant_*"
     """Queues of a starting worker that become tenants if they are none yet: shell patterns, comma-separated."""
+    isolation: str = "auto"
+    """How tenants are kept apart: ``role``, ``schema``, or ``auto``, which is ``role`` where the login may."""
     control_queue: str = "cloacina_control"
     """The queue over which beat reaches the reaper; every worker of the app consumes it."""
     max_recoveries: int = 3
@@ -87,6 +91,10 @@ class Settings:
             )
         if self.liveness not in ("lock", "lease"):
             raise SettingsError(f"{PREFIX}liveness is 'lock' or 'lease', not {self.liveness!r}")
+        if self.isolation not in ISOLATION_LEVELS:
+            raise SettingsError(
+                f"{PREFIX}isolation is one of {', '.join(map(repr, ISOLATION_LEVELS))}, not {self.isolation!r}"
+            )
         if not self.control_queue:
             raise SettingsError(f"{PREFIX}control_queue must not be empty")
 

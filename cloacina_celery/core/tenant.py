@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from cloacina_celery.errors import InvalidTenantName
@@ -63,3 +64,19 @@ def quote(name: str) -> str:
     The check is repeated here so that no path can lead an unchecked string into a statement.
     """
     return f'"{validate_tenant_name(name, allow_legacy=True)}"'
+
+
+def role_of(name: str, database: int) -> str:
+    """Name a tenant's role: readable, and its own among all roles of the cluster, which databases share.
+
+    Args:
+        database: the database's oid, which no other one of the cluster has and a new one of its name has not.
+    """
+    validate_tenant_name(name)
+    digest = hashlib.sha256(f"{database}/{name}".encode()).hexdigest()[:16]
+    return f"cloacina_{name[:36]}_{digest}"
+
+
+def group_of(database: int) -> str:
+    """Name the group of all tenants' roles of a database: what it is granted, every tenant may do."""
+    return f"cloacina_tenants_{database}"

@@ -18,20 +18,23 @@ from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import current_worker_id
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import steady_clock
-from cloacina_celery.store import executions
+from cloacina_celery.store import executions, limits
 from cloacina_celery.store.database import InvalidSchemaName, UndefinedTable
 from cloacina_celery.store.executions import Claim
+from cloacina_celery.store.limits import Deferred
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.limits import Limiter
 
 
 class Claimer:
     """Turn messages into attempts, or decline them."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, limiter: Limiter) -> None:
         self._kernel = kernel
+        self._limiter = limiter
 
     def claim(self, task: Task) -> Attempt:
         """Open the lease of the attempt that the current message rings for; wait for a database that is away.
@@ -58,11 +61,12 @@ class Claimer:
         asked_at = steady_clock()
         is_in_doubt = is_held = False
 
-        def ask() -> Claim | None:
+        def ask() -> Claim | Deferred | None:
             nonlocal asked_at, is_held
             asked_at = steady_clock()
-            with database.statement() as cursor:
-                given = executions.claim(
+            is_limited = self._limiter.is_limited(tenant)
+            with database.transaction() if is_limited else database.statement() as cursor:
+                given = (limits.claim if is_limited else executions.claim)(
                     cursor,
                     tenant,
                     request.id,
@@ -99,6 +103,9 @@ class Claimer:
         if claim is None and is_held:
             log("claim.held", tenant=tenant, execution_id=request.id, attempt=number)
             raise Ignore(f"held back: {tenant} starts nothing now")
+        if isinstance(claim, Deferred):
+            log("claim.deferred", tenant=tenant, execution_id=request.id, attempt=number)
+            raise Ignore(f"tenant {tenant} is at its limit; the execution waits")
         if claim is None:
             log("claim.declined", tenant=tenant, execution_id=request.id, attempt=number)
             raise Ignore(f"stale or duplicate message for attempt {number}")

@@ -8,6 +8,7 @@ from celery import Task, signals
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.plugin.doorbell import DoorbellStep
+from cloacina_celery.plugin.selection import note_excluded_queues
 from cloacina_celery.plugin.task import ACCUMULATE_TASK, DurableTask
 from cloacina_celery.plugin.worker import KeeperStep
 from cloacina_celery.telemetry import logger
@@ -58,6 +59,7 @@ def install(app: Celery, parts: Parts) -> None:
 
     app.steps["worker"].add(KeeperStep)
     app.steps["consumer"].add(DoorbellStep)
+    note_excluded_queues(app, parts.kernel)
 
     def add_to_schedule(**_: Any) -> None:
         if parts.kernel.settings.enable_recovery:

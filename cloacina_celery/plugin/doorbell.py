@@ -9,28 +9,80 @@ are kept as ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.worker import state
 from kombu.transport import redis, virtual
 from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
 from cloacina_celery.telemetry import log
 
+SHORT = 0.025
+"""Seconds that a task takes on average while a worker takes messages ahead."""
+
+DEFAULT_MULTIPLIER = 4
+"""Celery's own prefetch multiplier: whoever sets a greater one wants messages taken ahead, and has them."""
+
+MEMORY = 8
+"""How many of the latest messages, for each slot, that average is of."""
+
+
+class Reserve:
+    """Says whether a worker takes messages for slots that are not free yet.
+
+    What it has in reserve goes before whatever comes later, so a tenant's long tasks in there keep all others
+    waiting for as long as they run. While tasks are short that is no time, and taking ahead saves each of them
+    the way to the broker and back; so a reserve is kept only while messages go through quickly.
+
+    Args:
+        slots: how many tasks run at once.
+        taken: how many messages the worker has, running ones included.
+        is_allowed: ``False`` keeps none, however short the tasks are.
+    """
+
+    def __init__(self, *, slots: Callable[[], int], taken: Callable[[], int], is_allowed: bool) -> None:
+        self._slots = slots
+        self._taken = taken
+        self._is_allowed = is_allowed
+        self._times: deque[float] = deque(maxlen=MEMORY * max(slots(), 1))
+
+    def note(self) -> None:
+        """Note that a message was taken."""
+        self._times.append(time.monotonic())
+
+    def has_place(self) -> bool:
+        """Tell whether another message may be taken."""
+        return self._taken() < self._slots() or (self._is_allowed and self._goes_quickly())
+
+    def _goes_quickly(self) -> bool:
+        # Where no more than the slots hold is taken, one is taken for each that ends: so often do tasks end.
+        times = self._times
+        return len(times) == times.maxlen and time.monotonic() - times[0] < SHORT * MEMORY
+
 
 class DoorbellQoS(redis.QoS):
-    """kombu's bookkeeping of delivered messages, without Redis for those of durable tasks."""
+    """kombu's bookkeeping of delivered messages, without Redis for those of durable tasks, and with a fair reserve."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._light: set[str] = set()
+        self.reserve: Reserve | None = None
+
+    def can_consume(self) -> bool:
+        """Tell whether another message may be taken."""
+        return (self.reserve is None or self.reserve.has_place()) and bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a delivered message, and keep it unless a row does."""
+        if self.reserve is not None:
+            self.reserve.note()
         if TENANT_HEADER in (message.headers or ()):
             self._light.add(delivery_tag)
             virtual.QoS.append(self, message, delivery_tag)
@@ -119,6 +171,16 @@ class DoorbellStep(bootsteps.StartStopStep):
         if before is not None:
             before._on_collect.cancel()
             channel._qos = DoorbellQoS(channel, before.prefetch_count)
+        is_forbidden = bool(consumer.app.conf.get("worker_disable_prefetch"))
+        if is_forbidden or consumer.prefetch_multiplier <= DEFAULT_MULTIPLIER:
+            channel.qos.reserve = Reserve(
+                slots=lambda: (
+                    getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
+                ),
+                taken=lambda: len(state.reserved_requests),
+                # Celery would see to this setting on the object that was here before.
+                is_allowed=not is_forbidden,
+            )
 
     def stop(self, consumer: Any) -> None:
         """Leave the channel to its connection."""

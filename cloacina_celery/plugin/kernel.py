@@ -43,6 +43,7 @@ class Kernel:
         self.keeper: Keeper | None = None
         self.worker_id = 0
         self.boards: dict[int, LeaseBoard] = {}
+        self.excluded_queues: tuple[str, ...] = ()
 
     @property
     def app(self) -> Celery:
@@ -98,6 +99,7 @@ class Kernel:
                 settings.database_url,
                 pool_size=settings.pool_size,
                 prepared_statements=settings.prepared_statements,
+                isolation=settings.isolation,
             )
         return self._database
 

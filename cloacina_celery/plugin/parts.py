@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cloacina_celery.plugin.kernel import Kernel
+from cloacina_celery.plugin.limits import Limiter
 from cloacina_celery.plugin.outbox import Outbox
 from cloacina_celery.plugin.publisher import Publisher
 from cloacina_celery.plugin.recovery import Recovery
@@ -20,6 +21,7 @@ class Parts:
 
     kernel: Kernel
     publisher: Publisher
+    limiter: Limiter
     submitter: Submitter
     outbox: Outbox
     backends: Backends
@@ -30,7 +32,9 @@ class Parts:
     def make(cls, overrides: dict[str, Any]) -> Self:
         """Make the parts of one plugin."""
         kernel = Kernel(overrides)
-        publisher, backends, settler = Publisher(kernel), Backends(kernel), Settler(kernel)
+        publisher, backends = Publisher(kernel), Backends(kernel)
+        limiter = Limiter(kernel, publisher)
+        settler = Settler(kernel, limiter)
         outbox = Outbox(kernel, publisher)
         recovery = Recovery(kernel, publisher, outbox, settler, backends)
         backends.on_revoked = recovery.revoked
@@ -38,6 +42,7 @@ class Parts:
         return cls(
             kernel=kernel,
             publisher=publisher,
+            limiter=limiter,
             submitter=Submitter(kernel, publisher),
             outbox=outbox,
             backends=backends,

@@ -34,6 +34,7 @@ from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from cloacina_celery.plugin.kernel import Kernel
+    from cloacina_celery.plugin.limits import Limiter
 
 Body = Callable[[], Any]
 
@@ -41,9 +42,10 @@ Body = Callable[[], Any]
 class Settler:
     """Carry attempts from their message to their settled row."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, limiter: Limiter) -> None:
         self._kernel = kernel
-        self._claimer = Claimer(kernel)
+        self._limiter = limiter
+        self._claimer = Claimer(kernel, limiter)
         self.recover_attempt: settling.RecoverAttempt
 
     def run(self, task: Task, body: Body) -> Any:
@@ -60,6 +62,7 @@ class Settler:
                 return self._run_claimed(task, attempt, body)
         finally:
             attempt.discard_session()
+            self._limiter.slot_freed(attempt.tenant)
 
     def _run_claimed(self, task: Task, attempt: Attempt, body: Body) -> Any:
         try:

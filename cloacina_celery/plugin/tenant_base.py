@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.core.tenant import LEGACY_TENANT, is_tenant_name, validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, TenantUnfinished, UnknownTenant
+from cloacina_celery.plugin import isolation
 from cloacina_celery.plugin.queues import TenantQueues
 from cloacina_celery.store import audit, catalog, migrate, removal, tenancy
 from cloacina_celery.store.audit import AuditEntry
@@ -101,6 +102,7 @@ class TenantBase:
                 self.create(queue)
         if removed and len(removed) == len(queues):
             raise removed[0]
+        isolation.check(database, queues)
         return [error.tenant for error in removed]
 
     # Looking

@@ -10,9 +10,11 @@ from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.tenant_base import operator
+from cloacina_celery.plugin.tenant_limits import TenantLimits
 from cloacina_celery.plugin.tenant_moves import TenantMoves
-from cloacina_celery.store import removal, tenancy
+from cloacina_celery.store import catalog, removal, tenancy
 from cloacina_celery.store.tenancy import Left
+from cloacina_celery.telemetry import log
 
 DRAIN_LOOK = 0.5
 """Seconds between two looks at what a draining tenant has left."""
@@ -21,7 +23,7 @@ DRAIN_LOOK = 0.5
 Progress = Callable[[Left], object]
 
 
-class Tenants(TenantMoves):
+class Tenants(TenantMoves, TenantLimits):
     """The tenants of the database.
 
     Each verb can be done again: one that was interrupted goes on where it was, one that is done changes nothing.
@@ -109,6 +111,16 @@ class Tenants(TenantMoves):
             if value is not None and not _is_duration(value):
                 raise InvalidPayload(f"{column} is a number of seconds of at least 0, not {value!r}")
         return tenancy.set_retention(self._kernel.database, name, retention, by=by or operator())
+
+    def isolate(self, name: str) -> None:
+        """Give a tenant its role, and hand over to it what the login owns in its schema; twice does no harm.
+
+        Raises:
+            UnknownTenant: there is none of this name.
+            IsolationRefused: it is ``public``, the login may not create roles, or somebody holds a lock there.
+        """
+        for left in catalog.isolate(self._kernel.database, name):
+            log("isolation.kept", tenant=name, object=left)
 
     def drop(
         self,

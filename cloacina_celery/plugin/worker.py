@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from cloacina_celery.errors import CloacinaError, DatabaseUnavailable, SettingsError
+from cloacina_celery.plugin.limits import LOOK_INTERVAL as LIMITS_INTERVAL
 from cloacina_celery.plugin.request import ReservedMessages, held_attempts
+from cloacina_celery.plugin.selection import LOOK_INTERVAL, Followed
 from cloacina_celery.plugin.tenants import Tenants
 from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
+from cloacina_celery.runtime.patrol import Patrol
 from cloacina_celery.telemetry import logger
 
 if TYPE_CHECKING:
@@ -30,25 +33,29 @@ class KeeperStep(bootsteps.StartStopStep):
 
     label = "Cloacina"
     _child_check: Any = None
+    _watches: tuple[Patrol, ...] = ()
 
     def create(self, worker: Any) -> Keeper:
-        """Open the tenants of the worker's queues and make the keeper; refuse to start if one cannot be served."""
+        """Open the tenants of the worker's queues and make the keeper.
+
+        A tenant that was named and cannot be served ends the start; one that a pattern selects is left out.
+        """
         parts: Parts = worker.app.cloacina.parts
         kernel = parts.kernel
         queues = worker.app.amqp.queues
         try:
             _prepare_green_pool(worker)
+            followed = Followed.of(kernel, worker)
             for removed in Tenants(parts).open_for(list(queues.consume_from)):
                 queues.deselect(removed)
+            followed.begin()
             keeper = Keeper(
                 kernel.database,
                 kernel.settings,
                 parts.recovery.reaper(),
                 name=worker_name(worker.hostname),
                 duties=Duties(
-                    tenants=lambda: [
-                        name for name in list(queues.consume_from) if kernel.tenants.knows(name)
-                    ],
+                    tenants=followed.tenants,
                     held=held_attempts,
                     reserved=ReservedMessages().by_tenant,
                     look=kernel.tenants.look_again,
@@ -64,7 +71,20 @@ class KeeperStep(bootsteps.StartStopStep):
         queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         kernel.boards[keeper.worker_id] = keeper.board
+        limiter = parts.limiter
+        self._watches = (
+            Patrol(followed.look, name="cloacina-catalog", interval=LOOK_INTERVAL),
+            Patrol(
+                lambda: limiter.look(followed.tenants()), name="cloacina-limits", interval=LIMITS_INTERVAL
+            ),
+        )
         return keeper
+
+    def start(self, worker: Any) -> None:
+        """Start the keeper, and the watches over the catalog and the limits."""
+        super().start(worker)
+        for watch in self._watches:
+            watch.start()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Look for dead children often: Celery's own look may come before the child can be reaped, and the
@@ -89,6 +109,8 @@ class KeeperStep(bootsteps.StartStopStep):
         self._sign_off(worker, "the worker was shut down at once")
 
     def _sign_off(self, worker: Any, reason: str) -> None:
+        for watch in self._watches:
+            watch.stop()
         if self.obj is not None:
             self.obj.stop(reason=reason)
             kernel: Kernel = worker.app.cloacina.parts.kernel

@@ -21,6 +21,7 @@ from cloacina_celery.store.database import (
     Cursor,
     Database,
     DriverError,
+    LockNotAvailable,
     StoreConnection,
     after_fork_in_child,
 )
@@ -126,6 +127,13 @@ class LeaseHolder:
             with self._database.limited(self._liveness), self._liveness.cursor() as cursor:
                 workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
                 self._register_tenants(cursor)
+        except LockNotAvailable as error:
+            # Any role may take any advisory lock, so a tenant's code may sit on ours, or our last connection is not
+            # gone yet. That must cost no task its lease: until the lock is free, the heartbeat speaks for us.
+            self._drop_liveness()
+            log("liveness.taken", error=" ".join(str(error).split()))
+            with self._database.statement() as cursor:
+                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
         except ConnectionTrouble as error:
             self._drop_liveness()
             log("liveness.lost", error=" ".join(str(error).split()))

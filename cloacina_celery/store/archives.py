@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName
-from cloacina_celery.store import audit, busy, catalog, migrate, tenancy
+from cloacina_celery.store import audit, busy, catalog, migrate, roles, tenancy
 from cloacina_celery.store.database import Cursor, Database, DriverError
 from cloacina_celery.store.moves import Rewrite, require_free, rewrite_all, unring_all
 
@@ -134,6 +134,7 @@ def import_(
                 key_space = _key_space(cursor, name) or original
                 catalog.enter(cursor, name, Verb.IMPORT, there, by=by, key_space=key_space)
                 _settle_in(connection, cursor, name, original, rewrite)
+                roles.isolate_new(cursor, name, database.isolation)
         except DriverError as error:
             raise ArchiveRefused(f"{path} was not imported: {' '.join(str(error).split())}") from error
         finally:

@@ -9,9 +9,13 @@ from typing import Any
 
 from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState, Verb, entering
 from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
-from cloacina_celery.errors import InvalidTenantName, UnknownTenant
-from cloacina_celery.store import audit, migrate
-from cloacina_celery.store.database import Cursor, Database, UndefinedTable
+from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
+from cloacina_celery.store import audit, migrate, roles
+from cloacina_celery.store.bounded import bound
+from cloacina_celery.store.database import Cursor, Database, LockNotAvailable, UndefinedTable
+
+HAND_OVER_LOCK_TIMEOUT_MS = 5000
+"""For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""
 
 NOBODY = "cloacina_celery"
 """Who is entered in the audit where nobody was named."""
@@ -128,7 +132,30 @@ def create(database: Database, name: str, *, legacy: bool = False, by: str = NOB
             return False
         enter(cursor, name, Verb.CREATE, there, by=by)
         migrate.upgrade(connection, name, "tenant")
+        roles.isolate_new(cursor, name, database.isolation)
     return True
+
+
+def isolate(database: Database, name: str) -> list[str]:
+    """Give a tenant that exists its role, in one transaction; return what others own there and keep.
+
+    Raises:
+        UnknownTenant: the catalog does not know it.
+        IsolationRefused: see `roles.isolate`; also where somebody holds a lock on the tenant's tables for long.
+    """
+    migrate.ensure_catalog(database)
+    if not exists(database, name):
+        raise UnknownTenant(name)
+    with database.engine.begin() as connection:
+        migrate.lock(connection)
+        cursor: Cursor = connection.connection.cursor()
+        bound(cursor, lock_timeout_ms=HAND_OVER_LOCK_TIMEOUT_MS)
+        try:
+            return roles.isolate(cursor, name)
+        except LockNotAvailable as error:
+            raise IsolationRefused(
+                name, f"a table of it is in use ({' '.join(str(error).split())}): try again when it is not"
+            ) from error
 
 
 def look_for_name(cursor: Cursor, name: str) -> Tenant | None:

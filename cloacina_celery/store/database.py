@@ -36,6 +36,7 @@ _LOST = "_cloacina_lost_connection"
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
 LockNotAvailable = psycopg2.errors.LockNotAvailable
+RoleRefused = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)
 DriverError = psycopg2.Error
 Cursor: TypeAlias = psycopg2.extensions.cursor
 ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
@@ -143,8 +144,11 @@ class Database:
     reading somebody's. Each process opens its own pool on first use.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5, prepared_statements: bool = True) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 5, prepared_statements: bool = True, isolation: str = "auto"
+    ) -> None:
         self.url = normalise_url(url)
+        self.isolation = isolation
         self.prepared_statements = prepared_statements
         self._pool_size = pool_size
         self._engine: Engine | None = None
@@ -175,6 +179,7 @@ class Database:
                         connect_args=self._connect_args(),
                     )
                     event.listen(self._engine, "checkout", _refuse_stale)
+                    event.listen(self._engine, "connect", self._refuse_a_path)
                     event.listen(self._engine, "reset", _clean_up)
                     event.listen(self._engine, "handle_error", _mark_lost)
                     self._pid = os.getpid()
@@ -274,10 +279,25 @@ class Database:
             connection: StoreConnection = psycopg2.connect(
                 **self.url.translate_connect_args(username="user", database="dbname"), **self._connect_args()
             )
+            connection.autocommit = True
+            self._refuse_a_path(connection)
         except psycopg2.OperationalError as error:
             raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
-        connection.autocommit = True
         return connection
+
+    def _refuse_a_path(self, connection: StoreConnection, *_: object) -> None:
+        # A transaction pooler drops the option that empties it, and a statement without a schema would find tables.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('search_path'), session_user, current_database()")
+            path, login, database = cursor.fetchone()
+        if not connection.autocommit:
+            connection.rollback()
+        if path.strip() not in ("", '""'):
+            raise SettingsError(
+                f"connections begin with search_path {path!r}, so that a statement without a tenant would find "
+                "somebody's tables; a pooler has dropped the option that empties it: "
+                f'ALTER ROLE "{login}" IN DATABASE "{database}" SET search_path = \'\''
+            )
 
     def dispose(self) -> None:
         """Close the pool of this process; the next use opens a new one."""

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from cloacina_celery.errors import CloacinaError, UnknownTenant
-from cloacina_celery.store import catalog, migrate
+from cloacina_celery.store import catalog, migrate, roles
 from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
 
 LOCK_TIMEOUT = "2s"
@@ -66,6 +66,7 @@ def _upgrade(database: Database, name: str) -> None:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 migrate.lock_tenant(connection, name)
                 migrate.upgrade(connection, name, "tenant")
+                roles.grant_again(connection.connection.cursor(), name)
             return
         except (DBAPIError, LockNotAvailable) as error:
             if not isinstance(getattr(error, "orig", error), LockNotAvailable) or attempt == TRIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +10,23 @@ from sqlalchemy import Connection, text
 
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
-from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.database import Cursor, Database, LockNotAvailable
+from cloacina_celery.telemetry import log
 
-CATALOG_HEAD = "c0003"
-TENANT_HEAD = "t0002"
+CATALOG_HEAD = "c0008"
+TENANT_HEAD = "t0003"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start
+LOCK_PATIENCE = 10
+"""Seconds after which who waits for that lock says so, again and again."""
+
+_HOLDER = """
+    SELECT a.usename, a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1 AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+REVISIONS_AT_ONCE = 100
 
 Branch = Literal["catalog", "tenant"]
 
@@ -41,6 +53,28 @@ def revision_of(cursor: Cursor, schema: str) -> str | None:
     return str(row[0]) if row else None
 
 
+def revisions_of(cursor: Cursor, schemas: Sequence[str]) -> dict[str, str]:
+    """Read the revisions of many schemas, two statements for each hundred; those without our tables are left out."""
+    found: dict[str, str] = {}
+    for start in range(0, len(schemas), REVISIONS_AT_ONCE):
+        batch = list(schemas[start : start + REVISIONS_AT_ONCE])
+        cursor.execute(
+            "SELECT s.name FROM unnest(%s::text[]) AS s (name) "
+            "WHERE to_regclass(quote_ident(s.name) || %s) IS NOT NULL",
+            (batch, f".{VERSION_TABLE}"),
+        )
+        ours = [name for (name,) in cursor.fetchall()]
+        if ours:
+            cursor.execute(
+                " UNION ALL ".join(
+                    f"SELECT %s, version_num FROM {quote(name)}.{VERSION_TABLE}" for name in ours
+                ),
+                ours,
+            )
+            found.update(cursor.fetchall())
+    return found
+
+
 def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     """Do nothing if the schema is at the revision we work with, or at a newer one that we can work with as well.
 
@@ -48,7 +82,7 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
         SchemaMismatch: it is older, newer or has none; the message holds the command that mends it.
     """
     found = revision_of(cursor, schema)
-    if found == head_of(branch) or _is_expanded(cursor, branch, found):
+    if works_with(cursor, found, branch):
         return
     if found is None or found in known_revisions(branch):
         target = "" if branch == "catalog" else f" {schema}"
@@ -56,6 +90,11 @@ def check(cursor: Cursor, schema: str, branch: Branch) -> None:
     else:
         command = "it was migrated by a newer version: upgrade cloacina_celery in this process"
     raise SchemaMismatch(schema, found, head_of(branch), command)
+
+
+def works_with(cursor: Cursor, found: str | None, branch: Branch) -> bool:
+    """Tell whether this version works with a schema at that revision."""
+    return found == head_of(branch) or _is_expanded(cursor, branch, found)
 
 
 def _is_expanded(cursor: Cursor, branch: Branch, found: str | None) -> bool:
@@ -94,8 +133,27 @@ def migrate_catalog(database: Database) -> None:
 
 
 def lock(connection: Connection) -> None:
-    """Let one process at a time migrate this database; released at the transaction's end."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    """Let one process at a time migrate this database; released at the transaction's end.
+
+    It waits as long as it takes, and says whom for: any role may take any advisory lock, a tenant's code too.
+    """
+    cursor: Cursor = connection.connection.cursor()
+    cursor.execute("SELECT current_setting('lock_timeout')")
+    before = cursor.fetchone()
+    cursor.execute(f"SAVEPOINT locking; SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
+    while True:
+        try:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+            break
+        except LockNotAvailable:
+            cursor.execute("ROLLBACK TO SAVEPOINT locking")
+            cursor.execute(_HOLDER, (MIGRATION_LOCK,))
+            holder = cursor.fetchone()
+            if holder is not None:
+                log("migrate.waiting", holder=f"{holder[0]} (backend {holder[1]})", seconds=LOCK_PATIENCE)
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
+    cursor.execute("SELECT set_config('lock_timeout', %s, true)", before)
+    cursor.execute("RELEASE SAVEPOINT locking")
 
 
 def lock_tenant(connection: Connection, name: str) -> None:
@@ -183,5 +241,7 @@ __all__ = [
     "lock_tenant",
     "migrate_catalog",
     "revision_of",
+    "revisions_of",
     "upgrade",
+    "works_with",
 ]

@@ -159,11 +159,11 @@ _COUNT_RUNG = Statement(
     "count_rung",
     f"""
     WITH reserved AS ({_RESERVED})
-    SELECT (SELECT count(*) FROM {{s}}.cloacina_executions WHERE state = 'pending' AND rung_at IS NOT NULL)
+    SELECT (SELECT count(*) FROM {{s}}.cloacina_executions WHERE state = 'pending' AND rung_at < 'infinity')
          - (SELECT coalesce(sum(number - jsonb_array_length(ids)), 0) FROM reserved)
          - (SELECT count(*) FROM {{s}}.cloacina_executions
             WHERE id IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
-              AND state = 'pending' AND rung_at IS NOT NULL)
+              AND state = 'pending' AND rung_at < 'infinity')
     """,
 )
 # Queues are first in, first out. So a row is overtaken, and its message most likely lost, when one has been

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from cloacina_celery.core.tenancy import TenantState, Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote
 from cloacina_celery.errors import TenantStateRefused
-from cloacina_celery.store import audit, busy, catalog, migrate
+from cloacina_celery.store import audit, busy, catalog, migrate, roles
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, LockNotAvailable
 from cloacina_celery.store.tenancy import LOCK_TIMEOUT_MS, count_open, move_to
@@ -23,6 +23,7 @@ OUR_TABLES = (
     "cloacina_events",
     "cloacina_chords",
     "cloacina_outbox",
+    "cloacina_pace",
     migrate.VERSION_TABLE,
 )
 
@@ -127,6 +128,7 @@ def drop_schema(cursor: Cursor, name: str) -> None:
             cursor.execute(f"DROP TABLE IF EXISTS {quote(name)}.{table}")
     else:
         cursor.execute(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE")
+        roles.drop(cursor, name)
 
 
 def is_gone(cursor: Cursor, name: str) -> bool:

@@ -9,26 +9,34 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.errors import DatabaseUnavailable, InvalidPayload
-from cloacina_celery.store.database import Cursor, Database, is_disconnect, one_line
+from cloacina_celery.errors import DatabaseUnavailable, InvalidPayload, IsolationRefused
+from cloacina_celery.store.database import Cursor, Database, RoleRefused, is_disconnect, one_line
 
 DRIVERS = ("psycopg2", "psycopg")
 """Drivers of a user's own session that take our statements as they are."""
 
-_SCOPE = text("SELECT set_config('search_path', :path, true)")
+# One statement takes the tenant's role, if it has one, and its path; both die with the transaction. The role is
+# read at each transaction's begin: another process may have given the tenant one since.
+_SCOPE = text(
+    "SELECT set_config('search_path', :path, true), set_config('role', coalesce("
+    "(SELECT t.role FROM cloacina.tenants t WHERE t.name = :tenant), 'none'), true)"
+)
+# At a savepoint the session may have any role that its code has taken, and must need none of that one's rights.
+_SCOPE_AGAIN = text("SELECT set_config('search_path', :path, true), set_config('role', :role, true)")
 
 
 class TenantSession(Session):
-    """A session whose every transaction, savepoints included, runs in its tenant's schema.
+    """A session whose every transaction, savepoints included, runs in its tenant's schema and as its role.
 
-    The path is set at each transaction's begin and dies with the transaction, so a commit in the middle
-    begins anew in the tenant, and the connection goes back to the pool with no tenant on it.
+    Both are set at each transaction's begin and die with the transaction, so a commit in the middle begins
+    anew in the tenant, and the connection goes back to the pool with no tenant on it.
     """
 
     def __init__(self, database: Database, tenant: str, **kwargs: Any) -> None:
         self.tenant = tenant
         self._path = quote(tenant)
         self._entered: Connection | None = None
+        self._role = "none"
         super().__init__(bind=database.engine, **kwargs)
 
     def close(self) -> None:
@@ -47,11 +55,23 @@ class TenantSession(Session):
 
 
 @event.listens_for(TenantSession, "after_begin")
-def _enter_schema(session: TenantSession, _transaction: SessionTransaction, connection: Connection) -> None:
+def _enter_schema(session: TenantSession, transaction: SessionTransaction, connection: Connection) -> None:
     session._entered = connection
     driver: Any = connection.connection.dbapi_connection
     driver.is_tenants = True
-    connection.execute(_SCOPE, {"path": session._path})
+    if transaction.nested:
+        connection.execute(_SCOPE_AGAIN, {"path": session._path, "role": session._role})
+        return
+    try:
+        _, session._role = connection.execute(_SCOPE, {"path": session._path, "tenant": session.tenant}).one()
+    except DBAPIError as error:
+        if isinstance(error.orig, RoleRefused):
+            raise IsolationRefused(
+                session.tenant,
+                f"its role cannot be taken ({' '.join(str(error.orig).split())}): run `celery -A <app> cloacina "
+                f"tenant isolate {session.tenant}` with a login that may create roles, or GRANT the role to this login",
+            ) from error
+        raise
 
 
 def begin(session: Session) -> None:

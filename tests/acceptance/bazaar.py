@@ -66,6 +66,12 @@ if os.environ.get("BAZAAR_OWN_SCHEDULE"):
 # --- dying ---
 
 
+END_OWN_CONNECTION = text(
+    "SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)"
+)
+"""As the login: a tenant's role may not end a superuser's connection, not even its own."""
+
+
 @cloacina.task(name="bazaar.block", retry=QUICK)
 def block(key: str) -> int:
     """Write a note, record the start, wait at the gate of this attempt, then return the attempt."""
@@ -394,17 +400,17 @@ def lose_connection(key: str, how: str) -> str:
     match how:
         case "in a statement":
             with cloacina.session() as session:
-                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                session.execute(END_OWN_CONNECTION)
         case "and raise another error":
             with cloacina.session() as session:
                 try:
-                    session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                    session.execute(END_OWN_CONNECTION)
                 except DBAPIError:
                     raise ValueError("what now?") from None
         case "and say nothing":
             note(key)
             with cloacina.session() as session, suppress(DBAPIError):
-                session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+                session.execute(END_OWN_CONNECTION)
         case "in a submission":
             with cloacina.session() as session:
                 pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
@@ -425,9 +431,7 @@ def lose_another_database(key: str) -> None:
     attempt = record(key)
     if attempt == 1:
         connect("postgresql://nobody@127.0.0.1:1/nowhere")
-    create_engine(make_url(OUTSIDE_URL), poolclass=NullPool).connect().execute(
-        text("SELECT pg_terminate_backend(pg_backend_pid())")
-    )
+    create_engine(make_url(OUTSIDE_URL), poolclass=NullPool).connect().execute(END_OWN_CONNECTION)
 
 
 def terminate(pid: int) -> None:
@@ -623,3 +627,12 @@ def wait_at_gate(key: str) -> None:
         )
     finally:
         conn.close()
+
+
+# --- taking up slots ---
+
+
+@cloacina.task(name="bazaar.nap", retry=QUICK)
+def nap(seconds: float) -> None:
+    """Do nothing, for so long."""
+    time.sleep(seconds)

@@ -37,7 +37,7 @@ def test_work_that_was_sent_before_any_worker_had_started_runs_and_a_chain_and_a
 
 @EACH_KIND
 def test_what_a_killed_worker_ran_and_what_it_had_received_run_elsewhere_once(stage: Stage) -> None:
-    doomed = stage.worker(concurrency=1)
+    doomed = stage.worker(concurrency=1, extra=["--prefetch-multiplier=5"])
     first = stage.send("block", "k")
     stage.wait_for_runs("k", 1)
     reserved = [stage.send("record_value", n, f"reserved{n}") for n in range(3)]

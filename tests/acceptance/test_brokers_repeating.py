@@ -98,8 +98,8 @@ class TestACutWire:
 
     @EACH_KIND
     def test_what_runs_ends_and_what_was_received_runs_once(self, stage: Stage, wire: Proxy) -> None:
-        stage.worker(concurrency=1)
-        stage.worker(concurrency=1)
+        stage.worker(concurrency=1, extra=["--prefetch-multiplier=5"])
+        stage.worker(concurrency=1, extra=["--prefetch-multiplier=5"])
         running = [stage.send("block", key) for key in ("a", "b")]
         for key in ("a", "b"):
             stage.wait_for_runs(key, 1)

@@ -146,7 +146,7 @@ def test_one_tenants_missing_table_and_anothers_locked_one_do_not_stop_the_other
 
 def test_a_backlog_behind_a_busy_worker_is_not_rung_again_and_a_lost_message_is(stage: Stage) -> None:
     soon = {"BAZAAR_STRANDED_AFTER": "1"}
-    stage.worker(concurrency=1, env=soon)
+    stage.worker(concurrency=1, env=soon, extra=["--prefetch-multiplier=5"])
     stage.send("block", "busy")
     stage.wait_for_runs("busy", 1)
     waiting = [stage.send("add", n, n) for n in range(12)]

@@ -33,7 +33,9 @@ def test_a_worker_with_messages_in_its_hands_outlives_its_broker(
     broker = {"CLOACINA_BROKER_URL": devservers.start(folder).broker_url}
     try:
         with imported_anew("tests.support.shop", {"CLOACINA_DATABASE_URL": database_url, **broker}) as shop:
-            worker = processes.worker(queues=[tenant_name], concurrency=1, env=broker).wait_ready()
+            worker = processes.worker(
+                queues=[tenant_name], concurrency=1, env=broker, extra=["--prefetch-multiplier=5"]
+            ).wait_ready()
             prepare_shop(database_url, tenant_name)
             with shop.cloacina.tenant(tenant_name):
                 blocking = shop.block.delay("gate")

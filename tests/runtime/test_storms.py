@@ -19,7 +19,7 @@ from cloacina_celery.runtime import watch
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import catalog, turns, workers
+from cloacina_celery.store import catalog, removal, turns, workers
 from cloacina_celery.store.database import Database, DriverError
 from tests.store.rows import Rival, age_of_server, events, read, run, shift
 from tests.support.databases import connect
@@ -478,7 +478,7 @@ def test_a_drop_and_a_recovery_of_the_same_tenant_get_out_of_each_others_way(
     )  # fmt: skip
 
     def drop(_: Any) -> None:
-        catalog.drop(database, tenant)
+        removal.remove(database, tenant, by="test", with_work=True)
 
     def recover(_: Any) -> None:
         with suppress(DriverError, CloacinaError):

@@ -154,7 +154,8 @@ def test_a_server_that_only_reads_is_unavailable_until_it_writes(database: Datab
 def test_what_an_error_came_from_is_told_by_whose_connection_broke(
     database: Database, database_url: str, tenant: str
 ) -> None:
-    cut = text("SELECT pg_terminate_backend(pg_backend_pid())")
+    # A tenant's role may not end a superuser's connection, not even its own.
+    cut = text("SELECT pg_terminate_backend(pg_backend_pid()) FROM set_config('role', 'none', true)")
     with TenantSession(database, tenant) as session:
         with pytest.raises(DBAPIError) as ours:
             session.execute(cut)
@@ -253,6 +254,13 @@ def test_options_in_the_url_reach_every_connection_and_do_not_get_in_the_way(dat
     database.dispose()
 
 
+def role_of_tenant(observer: extensions.connection, tenant: str) -> str:
+    with observer.cursor() as cursor:
+        cursor.execute("SELECT role FROM cloacina.tenants WHERE name = %s", (tenant,))
+        (role,) = cursor.fetchone() or ("none",)
+        return str(role)
+
+
 LEFTOVERS = [
     "CREATE TEMP TABLE orders AS SELECT 'the first tenant''s' AS whose",
     "SET search_path = public",
@@ -282,8 +290,9 @@ def test_nothing_of_one_tenants_session_is_left_to_the_next_user_of_its_connecti
         assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() == first, (
             "not the same connection"
         )
+        role = role_of_tenant(observer, other_tenant)
         for setting, value in [
-            ("search_path", f'"{other_tenant}"'), ("statement_timeout", "0"), ("role", "none"),
+            ("search_path", f'"{other_tenant}"'), ("statement_timeout", "0"), ("role", role),
         ]:  # fmt: skip
             assert session.execute(text(f"SHOW {setting}")).scalar_one() == value
         assert session.execute(text("SELECT to_regclass('orders')")).scalar_one() is None
@@ -296,8 +305,10 @@ def test_nothing_of_one_tenants_session_is_left_to_the_next_user_of_its_connecti
         assert cursor.fetchone() == (0,)
     with database.statement() as lent:
         assert lent.connection.info.backend_pid == first
-        lent.execute("SHOW search_path")
-        assert lent.fetchone() == ("",)
+        lent.execute(
+            "SELECT current_setting('search_path'), current_setting('role'), current_user = session_user"
+        )
+        assert lent.fetchone() == ("", "none", True)
 
 
 def test_a_connection_is_known_by_the_packages_name(cursor: Cursor) -> None:

@@ -31,8 +31,8 @@ def database(database_url: str) -> Iterator[Database]:
         for name in TENANTS:
             take_back(cursor, name)
     yield made
-    with made.statement() as cursor:
-        for name in TENANTS:
+    for name in TENANTS:
+        with made.transaction() as cursor:
             # Without the tombstones that a removal leaves: the next test begins with the same names.
             removal.drop_schema(cursor, name)
             cursor.execute("DELETE FROM cloacina.tenants WHERE name = %s", (name,))
@@ -42,7 +42,9 @@ def database(database_url: str) -> Iterator[Database]:
 def take_back(cursor: extensions.cursor, tenant: str) -> None:
     """Bring a schema to the revision before the last one."""
     cursor.execute(
-        f"DROP TABLE {tenant}.cloacina_outbox; UPDATE {tenant}.cloacina_version SET version_num = '{OLD}'"
+        f"DROP TABLE {tenant}.cloacina_outbox, {tenant}.cloacina_pace; "
+        f"DROP INDEX {tenant}.cloacina_executions_waiting; "
+        f"UPDATE {tenant}.cloacina_version SET version_num = '{OLD}'"
     )
     cursor.execute("UPDATE cloacina.tenants SET revision = %s WHERE name = %s", (OLD, tenant))
 

@@ -82,6 +82,14 @@ class Databases:
         finally:
             self._drop(name)
 
+    def drop_now(self, url: str) -> None:
+        """Drop a fresh database before its block ends, for whoever must go after it."""
+        self._drop(make_url(url).database or "")
+
+    def url_of(self, name: str) -> str:
+        """Return a superuser's URL of a database."""
+        return sqlalchemy_url(self._admin_url, name)
+
     def close(self) -> None:
         """Drop the template and end the session."""
         self._drop(self._template)
@@ -105,6 +113,21 @@ class Databases:
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
+        with self._admin.cursor() as cursor:
+            cursor.execute("SELECT oid FROM pg_database WHERE datname = %s", (name,))
+            oids = [row[0] for row in cursor.fetchall()]
+        self._drop_database(name)
+        # Roles are the cluster's and outlive the database whose tenants they were.
+        for oid in oids:
+            with self._admin.cursor() as cursor:
+                cursor.execute(
+                    "SELECT rolname FROM pg_roles WHERE shobj_description(oid, 'pg_authid') LIKE %s",
+                    (f"cloacina_celery, database {oid}:%",),
+                )
+                for (role,) in cursor.fetchall():
+                    self._execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+
+    def _drop_database(self, name: str) -> None:
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def _execute(self, statement: sql.Composable) -> None:

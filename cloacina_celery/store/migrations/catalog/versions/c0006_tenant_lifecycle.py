@@ -2,9 +2,9 @@
 
 from alembic import op
 
-revision = "c0003"
-down_revision = "c0008"
-works_from = "c0008"
+revision = "c0006"
+down_revision = "c0005"
+works_from = "c0005"
 
 
 def upgrade() -> None:

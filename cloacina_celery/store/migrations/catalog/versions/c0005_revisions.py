@@ -2,9 +2,9 @@
 
 from alembic import op
 
-revision = "c0008"
-down_revision = "c0007"
-works_from = "c0008"
+revision = "c0005"
+down_revision = "c0004"
+works_from = "c0005"
 
 
 def upgrade() -> None:

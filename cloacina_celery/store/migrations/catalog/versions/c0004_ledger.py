@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "c0007"
-down_revision = "c0006"
+revision = "c0004"
+down_revision = "c0003"
 
 
 def upgrade() -> None:

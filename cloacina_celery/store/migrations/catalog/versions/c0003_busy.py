@@ -2,7 +2,7 @@
 
 from alembic import op
 
-revision = "c0006"
+revision = "c0003"
 down_revision = "c0002"
 
 

@@ -1,0 +1,253 @@
+"""Tenants' limits: kept in the catalog, decided at the claim, under one lock per tenant.
+
+A message that finds no room leaves its row waiting: pending, ``rung_at`` at infinity, so that neither the poll nor
+the sweep rings it. Whoever frees a slot rings the row that has waited longest. What runs is counted, not booked:
+a crash leaves no count behind that would have to be put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from cloacina_celery.core.limits import Limits
+from cloacina_celery.core.tenancy import FIRST_EPOCH
+from cloacina_celery.core.tenant import quote
+from cloacina_celery.errors import UnknownTenant
+from cloacina_celery.store import executions
+from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.executions import Claim, Ring
+from cloacina_celery.store.statements import Statement
+
+LOCK_CLASS = 0x636C6F6D  # "clom": the first half of the advisory lock's key, the second is the schema's hash
+
+NO_LIMIT = 2**31 - 1
+
+COMING = 1.0
+"""Seconds for which a row that was rung is expected to come for its slot, so that no second one is rung for it."""
+
+# Two statements in one message: the second one's snapshot is taken when the lock is held, so it sees the claims of
+# all who held it before.
+_LOCK = f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext('{{s}}'));"
+_ROOM = Statement(
+    "room",
+    _LOCK
+    + """
+    SELECT CASE WHEN t.is_paused THEN 0 ELSE least(
+               CASE WHEN t.max_concurrent_tasks IS NOT NULL THEN t.max_concurrent_tasks - (
+                   SELECT count(*) FROM {s}.cloacina_executions WHERE state = 'running') END,
+               CASE WHEN t.max_rate IS NOT NULL THEN floor(
+                   greatest(t.max_rate, 1) - coalesce((
+                       SELECT greatest(extract(epoch FROM p.full_at - clock_timestamp()), 0)
+                       FROM {s}.cloacina_pace p), 0) * t.max_rate + 1e-6) END,
+               $2::int) END,
+           t.max_rate,
+           set_config('synchronous_commit', 'off', true)
+    FROM cloacina.tenants t WHERE t.name = $1::text
+    """,
+)
+_SPEND = Statement(
+    "spend",
+    """
+    INSERT INTO {s}.cloacina_pace AS p (full_at) VALUES (clock_timestamp() + make_interval(secs => 1 / $1::float8))
+    ON CONFLICT (is_only) DO UPDATE
+    SET full_at = greatest(p.full_at, clock_timestamp()) + make_interval(secs => 1 / $1::float8)
+    """,
+)
+_DEFER = Statement(
+    "defer",
+    """
+    WITH deferred AS (
+        UPDATE {s}.cloacina_executions SET rung_at = 'infinity'
+        WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
+        RETURNING id, attempt
+    )
+    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+    SELECT id, 'deferred', attempt, 'its tenant is at its limit, or paused' FROM deferred
+    RETURNING 1
+    """,
+)
+_RING_WAITING = Statement(
+    "ring_waiting",
+    """
+    UPDATE {s}.cloacina_executions SET rung_at = now()
+    WHERE id IN (
+        SELECT id FROM {s}.cloacina_executions
+        WHERE state = 'pending' AND rung_at = 'infinity'
+        ORDER BY run_at, id LIMIT $1::int FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, attempt, failures, recoveries, message, run_at
+    """,
+)
+_COUNT_COMING = Statement(
+    "count_coming",
+    """
+    SELECT count(*) FROM {s}.cloacina_executions
+    WHERE state = 'pending' AND rung_at > now() - make_interval(secs => $1::float8) AND rung_at < 'infinity'
+    """,
+)
+_FREE_WAITING = Statement(
+    "free_waiting",
+    "UPDATE {s}.cloacina_executions SET rung_at = NULL WHERE state = 'pending' AND rung_at = 'infinity'",
+)
+_SET = Statement(
+    "set_limits",
+    _LOCK
+    + """
+    UPDATE cloacina.tenants
+    SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
+        limits_changed_at = clock_timestamp()
+    WHERE name = $1::text
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The answer to a message that found no room: its row waits, and is rung when there is some."""
+
+
+def paused(cursor: Cursor) -> dict[str, bool]:
+    """List the tenants that exist, and tell of each whether it starts nothing: paused, or suspended."""
+    cursor.execute(
+        "SELECT name, is_paused OR state = 'suspended' FROM cloacina.tenants WHERE state <> 'removed'"
+    )
+    return dict(cursor.fetchall())
+
+
+def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
+    """Read a tenant's limits; with ``lock`` they stay as they are until the transaction's end.
+
+    Raises:
+        UnknownTenant: the catalog does not know it.
+    """
+    cursor.execute(
+        "SELECT max_concurrent_tasks, max_rate, is_paused FROM cloacina.tenants WHERE name = %s"
+        + (" FOR UPDATE" if lock else ""),
+        (tenant,),
+    )
+    row = cursor.fetchone()
+    if row is None:
+        raise UnknownTenant(tenant)
+    return Limits(max_concurrent_tasks=row[0], max_rate=row[1], is_paused=row[2])
+
+
+def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
+    """Change a tenant's limits; where none is left, what waits is free to be rung by the next poll.
+
+    Needs a transaction: a claim that is being decided by the old limits waits, or is waited for.
+
+    Raises:
+        UnknownTenant: the catalog does not know it.
+    """
+    _SET.execute(cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused)
+    if cursor.rowcount == 0:
+        raise UnknownTenant(tenant)
+    if not limits.is_limited:
+        _FREE_WAITING.execute(cursor, tenant)
+
+
+def limited(cursor: Cursor) -> list[str]:
+    """List the tenants that have any limit."""
+    cursor.execute(
+        "SELECT name FROM cloacina.tenants "
+        "WHERE is_paused OR max_concurrent_tasks IS NOT NULL OR max_rate IS NOT NULL"
+    )
+    return [name for (name,) in cursor.fetchall()]
+
+
+def changed(cursor: Cursor, *, within: float) -> list[tuple[str, bool]]:
+    """List the tenants whose limits were changed in the last ``within`` seconds, and whether each has any now."""
+    cursor.execute(
+        "SELECT name, is_paused OR max_concurrent_tasks IS NOT NULL OR max_rate IS NOT NULL FROM cloacina.tenants "
+        "WHERE limits_changed_at > now() - make_interval(secs => %s)",
+        (within,),
+    )
+    return [(name, bool(is_limited)) for name, is_limited in cursor.fetchall()]
+
+
+def claim(
+    cursor: Cursor,
+    tenant: str,
+    execution_id: str,
+    *,
+    attempt: int,
+    worker_id: int,
+    lease_ttl: float,
+    policy: str | None,
+    claimant: str | None = None,
+    epoch: int = FIRST_EPOCH,
+    prepare: bool = False,
+) -> Claim | Deferred | None:
+    """Open the lease for ``attempt`` if the tenant has room, else let its row wait; ``None`` declines the message.
+
+    Needs a transaction: its lock makes the tenant's claims queue up, so that each counts those before it.
+    """
+    room, rate = _room(cursor, tenant)
+    if room > 0:
+        claimed = executions.claim(
+            cursor, tenant, execution_id, attempt=attempt, worker_id=worker_id, lease_ttl=lease_ttl, policy=policy,
+            claimant=claimant, epoch=epoch, prepare=prepare,
+        )  # fmt: skip
+        if claimed is not None and rate is not None:
+            _SPEND.execute(cursor, tenant, rate)
+        return claimed
+    _DEFER.execute(cursor, tenant, execution_id, attempt)
+    return Deferred() if cursor.fetchone() is not None else None
+
+
+def ring_next(cursor: Cursor, tenant: str) -> list[Ring]:
+    """Take the row that has waited longest, if there is room for one. Needs a transaction."""
+    room, _ = _room(cursor, tenant)
+    return [replace(ring, goes_first=True) for ring in _ring_waiting(cursor, tenant, min(room, 1))]
+
+
+def ring_waiting(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
+    """Take as many waiting rows as there is room for, less those that are on their way. Needs a transaction."""
+    room, _ = _room(cursor, tenant)
+    if room <= 0:
+        return []
+    _COUNT_COMING.execute(cursor, tenant, COMING)
+    row = cursor.fetchone()
+    return _ring_waiting(cursor, tenant, min(room - (row[0] if row else 0), limit))
+
+
+def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
+    """See, in one statement, which of the tenants have rows that wait for room."""
+    if not tenants:
+        return []
+    cursor.execute(
+        " UNION ALL ".join(
+            f"SELECT %s WHERE EXISTS (SELECT FROM {quote(tenant)}.cloacina_executions "
+            "WHERE state = 'pending' AND rung_at = 'infinity')"
+            for tenant in tenants
+        ),
+        list(tenants),
+    )
+    return [name for (name,) in cursor.fetchall()]
+
+
+def _room(cursor: Cursor, tenant: str) -> tuple[int, float | None]:
+    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT)
+    row = cursor.fetchone()
+    # A tenant that was dropped meanwhile has no row; whoever asks will find its tables gone.
+    return (int(row[0]), row[1]) if row else (NO_LIMIT, None)
+
+
+def _ring_waiting(cursor: Cursor, tenant: str, limit: int) -> list[Ring]:
+    if limit <= 0:
+        return []
+    _RING_WAITING.execute(cursor, tenant, limit)
+    rows: list[tuple[str, int, int, int, str, datetime]] = sorted(cursor.fetchall(), key=lambda row: row[5])
+    return [
+        Ring(
+            tenant=tenant,
+            execution_id=execution_id,
+            attempt=attempt + 1,
+            failures=failures,
+            recoveries=recoveries,
+            message=message,
+        )
+        for execution_id, attempt, failures, recoveries, message, _ in rows
+    ]

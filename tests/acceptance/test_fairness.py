@@ -1,0 +1,68 @@
+"""A noisy tenant's long tasks keep a quiet tenant waiting no longer than one running task's time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cloacina_celery.plugin.doorbell import MEMORY, SHORT
+from tests.support.waiting import eventually, never
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.acceptance.stage import Stage
+
+NAP = 0.5
+SLACK = 0.25
+"""Seconds for the way through the broker and two busy cores."""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_quiet_tenants_task_starts_within_one_of_a_noisy_tenants_ten_thousand(
+    stage: Stage, pool: str, new_tenant_name: Callable[[], str]
+) -> None:
+    quiet = new_tenant_name()
+    stage.bazaar.cloacina.tenants.create(quiet)
+    flood(stage, 10_000)
+    stage.worker(tenants=["tenant_x*"], concurrency=2, pool=pool)
+    eventually(lambda: stage.bazaar.cloacina.executions(stage.tenant).count().get("succeeded", 0) >= 3)
+    for _ in range(5):
+        result = stage.bazaar.nap.apply_async((0,), tenant=quiet)
+        result.get(timeout=30)
+        row = stage.row(result, quiet)
+        assert row.started_at is not None
+        waited = (row.started_at - row.submitted_at).total_seconds()
+        print(f"FIGURE quiet behind 10,000 x {NAP} s on 2 slots: {waited:.2f} s")
+        assert waited <= NAP + SLACK
+
+
+def test_what_is_taken_ahead_while_tasks_are_short_is_not_while_they_are_long(
+    stage: Stage, new_tenant_name: Callable[[], str]
+) -> None:
+    worker = stage.worker(concurrency=2)
+    for _ in range(200):
+        stage.send("add", 1, 2)
+    eventually(lambda: stage.bazaar.cloacina.executions(stage.tenant).count().get("succeeded", 0) == 200)
+    held = [stage.send("block", f"k{number}") for number in range(2)]
+    for number in range(2):
+        stage.wait_for_runs(f"k{number}", 1)
+    # Within this time the last short tasks are of the past.
+    never(lambda: False, SHORT * MEMORY + 0.1)
+    later = [stage.send("add", 2, 3) for _ in range(20)]
+    never(
+        lambda: any(f"[{result.id}] received" in worker.log for result in later), 1.0, "a message in reserve"
+    )
+    for number in range(2):
+        stage.open_gate(f"k{number}-1")
+    assert [result.get(timeout=15) for result in later] == [5] * 20
+    assert [result.get(timeout=15) for result in held] == [1, 1]
+
+
+def flood(stage: Stage, number: int) -> None:
+    """Submit many naps at once."""
+    for start in range(0, number, 500):
+        stage.bazaar.cloacina.submit_many(
+            [stage.bazaar.nap.s(NAP) for _ in range(start, min(start + 500, number))], tenant=stage.tenant
+        )
