@@ -39,7 +39,7 @@ bench-tenants: $(VENV)/.installed  ## measure what a thousand tenants cost: ARGS
 chaos: $(VENV)/.installed  ## kill, freeze, cut and lose for ten minutes, then check every execution
 	$(VENV)/bin/python -m cloacina_celery.chaos --seconds 600 --executions 5000 $(ARGS)
 
-model: $(VENV)/.installed  ## explore the protocol in larger worlds, and tell how broken ones fail
+model: $(VENV)/.installed  ## go through every small world that the protocol leads to, and tell how broken ones fail
 	$(VENV)/bin/python -m tests.model
 
 lint: $(VENV)/.installed  ## check style, types and layers

@@ -11,6 +11,7 @@ from cloacina_celery.chaos.history import Event, History, Row
 from cloacina_celery.chaos.measure import Recovery, lost_messages, lost_runs
 from cloacina_celery.chaos.plan import HOLDS_GIL, WITH_CALLBACK
 from cloacina_celery.core.lifecycle import TERMINAL_STATES
+from cloacina_celery.core.replay import Recorded, replay
 
 LOST = "lost"
 EFFECTS = "effects missing or doubled"
@@ -23,6 +24,7 @@ NEEDLESS = "rung again without a cause"
 UNSTRUCK = "runs lost without a cause"
 CALLBACKS = "callbacks lost"
 FAILED = "failed though nobody ordered it"
+UNFIT = "history the model does not allow"
 PROCESSES = "processes that ended badly"
 
 FINDINGS = (
@@ -37,6 +39,7 @@ FINDINGS = (
     UNSTRUCK,
     CALLBACKS,
     FAILED,
+    UNFIT,
     PROCESSES,
 )
 """What is counted, in the order in which it is printed; each has to be 0."""
@@ -115,6 +118,7 @@ def check(history: History) -> Verdict:
             *_unstruck(history, by_execution),
             *_callbacks(history),
             *_failed(history),
+            *_unfit(by_execution),
             *(Finding(kind=PROCESSES, execution_id=what, what=what) for what in history.ended_badly),
         ],
     )
@@ -259,6 +263,17 @@ def _needless(history: History) -> list[Finding]:
         )
         for event in history.events
         if event.kind == "rung_again" and (history.calm_until is None or event.at < history.calm_until)
+    ]
+
+
+def _unfit(events: dict[str, list[Event]]) -> list[Finding]:
+    return [
+        Finding(kind=UNFIT, execution_id=id_, what=what)
+        for id_, own in events.items()
+        for what in replay(
+            Recorded(kind=event.kind, attempt=event.attempt, worker=event.worker_id, at=event.at.timestamp())
+            for event in own
+        )
     ]
 
 

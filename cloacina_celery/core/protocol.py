@@ -1,281 +1,244 @@
-"""The protocol as pure values: a row, the moves that change it, and the guard that each move has to pass.
+"""The protocol as values: each move of a row has a guard, which the SQL is rendered from, and a change.
 
-The guards are the store's own: `store.guards` makes the ``WHERE`` of its statements from them. So a fence that is
-taken out here is taken out of the database too, and the model that explores every order of moves explores the
-protocol that runs.
+`store.guards` turns a guard into the ``WHERE`` of the move's statement, and `Guard.admits` asks the same of a
+row in memory. So there is one fence: what is taken out of it here is gone from the SQL and from the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
-from types import MappingProxyType
-from typing import assert_never
+from enum import StrEnum
+from math import inf
 
 from cloacina_celery.core.lifecycle import State
 
 
-class Number(Enum):
-    """How the attempt that a move names is to compare with the row's."""
-
-    SAME = "same"
-    """The row's own: the move is its holder's."""
-    NEXT = "next"
-    """One more: the move begins it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What of an execution's row the protocol reads and writes; instants are seconds on the database's clock."""
+    """An execution's row, as far as a move looks at it or changes it; instants are seconds on the database's clock."""
 
     state: State = State.PENDING
     attempt: int = 0
     failures: int = 0
     recoveries: int = 0
     releases: int = 0
-    replacements: int = 0
-    """Counted by events only: a row that was replaced keeps its attempt and has no column for it."""
+    max_recoveries: int = 3
     run_at: float = 0.0
     rung_at: float | None = None
-    worker: int | None = None
     lease_expires_at: float | None = None
+    worker: int | None = None
+    has_message: bool = True
+    """False for a row that was entered as failed with what it was to follow: it has nothing to run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a move is asked with: the database's instant, and those of the values that the move needs."""
+
+    now: float
+    attempt: int = 0
+    worker: int | None = None
+    lease_ttl: float = 0.0
+    delay: float = 0.0
+    not_before: float | None = None
+    """The turn that a recovery was given among many."""
+    is_rung: bool = True
+    """Whether the message of a new row leaves right after the commit, if it is due."""
+    stranded_after: float = 0.0
+    max_recoveries: int = 3
+
+
+class Attempt(StrEnum):
+    """How the attempt that is asked for must stand to the one in the row."""
+
+    SAME = "same"
+    """The one that runs: the fence."""
+    NEXT = "next"
+    """One more than the last that was claimed: what a message rings for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """What a row must be for a move to change it."""
+    """What must hold of a row before a move; a condition that is not named is not asked for."""
 
-    states: tuple[State, ...]
-    attempt: Number | None = None
-    is_held_by: bool = False
-    """Whether the row must be the worker's that makes the move."""
+    states: tuple[State, ...] = ()
+    one: bool = True
+    """It names the row by its id; else it looks for rows."""
+    attempt: Attempt | None = None
     is_due: bool = False
+    is_unrung: bool = False
     is_expired: bool = False
-    is_rung: bool | None = None
+    is_stranded: bool = False
+    is_parked: bool = False
+    of_worker: bool = False
+    has_message: bool | None = None
 
-    def admits(self, row: Row, *, now: float, attempt: int | None = None, worker: int | None = None) -> bool:
-        """Tell whether the row lets the move pass."""
-        if row.state not in self.states:
-            return False
-        if self.attempt is Number.SAME and row.attempt != attempt:
-            return False
-        if self.attempt is Number.NEXT and (attempt is None or row.attempt != attempt - 1):
-            return False
-        if self.is_held_by and row.worker != worker:
-            return False
-        if self.is_due and row.run_at > now:
-            return False
-        if self.is_expired and (row.lease_expires_at is None or row.lease_expires_at >= now):
-            return False
-        return self.is_rung is None or (row.rung_at is not None) is self.is_rung
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Begin an attempt."""
-
-    attempt: int
-    worker: int
-    lease_ttl: float
+    def admits(self, row: Row, ask: Ask) -> bool:
+        """Tell whether the move may be made of this row."""
+        wanted = {Attempt.SAME: ask.attempt, Attempt.NEXT: ask.attempt - 1}
+        return (
+            (not self.states or row.state in self.states)
+            and (self.attempt is None or row.attempt == wanted[self.attempt])
+            and (not self.is_due or row.run_at <= ask.now)
+            and (not self.is_unrung or row.rung_at is None)
+            and (not self.is_expired or (row.lease_expires_at is not None and row.lease_expires_at < ask.now))
+            and (
+                not self.is_stranded
+                or (row.rung_at is not None and row.rung_at < ask.now - ask.stranded_after)
+            )
+            and (not self.is_parked or row.run_at == inf)
+            and (not self.of_worker or (row.worker is not None and row.worker == ask.worker))
+            and (self.has_message is None or row.has_message == self.has_message)
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Extend an attempt's lease."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One move: its event (``None`` writes none), when it may be made, and what it makes of the row."""
 
-    attempt: int
-    lease_ttl: float
+    event: str | None
+    guard: Guard
+    change: Callable[[Row, Ask], Row]
 
-
-@dataclass(frozen=True, slots=True)
-class Succeed:
-    """Settle an attempt that returned."""
-
-    attempt: int
+    def apply(self, row: Row, ask: Ask) -> Row | None:
+        """Return the row after the move; ``None`` where the guard refuses, and nothing is changed."""
+        return self.change(row, ask) if self.guard.admits(row, ask) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Settle an attempt that raised and is to be tried again after ``delay`` seconds."""
+FENCE = Guard(states=(State.RUNNING,), attempt=Attempt.SAME)
+"""Of each write of a worker: the row still runs the attempt that the worker claimed."""
 
-    attempt: int
-    delay: float
+PARKED = Guard(one=False, states=(State.PENDING,), is_parked=True)
+"""A row that waits for its replacement takes the submission of its id."""
+NEVER_RAN = Guard(one=False, states=(State.FAILED,), has_message=False)
+"""So does one that was entered as failed with what it was to follow."""
 
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Settle an attempt that raised for the last time."""
-
-    attempt: int
+EXPIRED = Guard(states=(State.RUNNING,), one=False, is_expired=True)
+OF_WORKER = Guard(states=(State.RUNNING,), one=False, of_worker=True)
+"""The reaper's looks for orphans; it locks what it finds, and writes through the fence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Settle an attempt whose replacement takes the row over."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give one attempt back."""
-
-    attempt: int
+def submitted(ask: Ask) -> Row:
+    """Make a new row: born rung if it is due and its message leaves right after the commit."""
+    rung_at = ask.now if ask.delay <= 0 and ask.is_rung else None
+    return Row(run_at=ask.now + ask.delay, rung_at=rung_at, max_recoveries=ask.max_recoveries)
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseAll:
-    """Give back whatever a worker holds that is shutting down."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Recover:
-    """Move an attempt on that was lost with its worker, to run again after ``delay`` seconds."""
-
-    attempt: int
-    delay: float
+def _take_over(row: Row, ask: Ask) -> Row:
+    new = submitted(ask)
+    return replace(
+        row, state=State.PENDING, run_at=new.run_at, rung_at=new.rung_at, max_recoveries=new.max_recoveries,
+        has_message=True,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """End an execution whose recovery budget is spent."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndCancelled:
-    """Settle an attempt that asked to be forgotten."""
-
-    attempt: int
+def _claim(row: Row, ask: Ask) -> Row:
+    return replace(
+        row, state=State.RUNNING, attempt=row.attempt + 1, worker=ask.worker,
+        lease_expires_at=ask.now + ask.lease_ttl,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """End an execution by request."""
+def _extend(row: Row, ask: Ask) -> Row:
+    return replace(row, lease_expires_at=ask.now + ask.lease_ttl)
 
 
-@dataclass(frozen=True, slots=True)
-class Requeue:
-    """Begin an ended execution anew, with fresh budgets."""
+def _ended(state: State, *, failed: int = 0) -> Callable[[Row, Ask], Row]:
+    return lambda row, _: replace(row, state=state, lease_expires_at=None, failures=row.failures + failed)
 
 
-@dataclass(frozen=True, slots=True)
-class RingDue:
-    """Ring for a row that is due and that nobody has rung for."""
+def _retry(row: Row, ask: Ask) -> Row:
+    return replace(
+        row, state=State.PENDING, failures=row.failures + 1, lease_expires_at=None, run_at=ask.now + ask.delay,
+        rung_at=None,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class RingAgain:
-    """Ring for a row once more whose message may be lost; its attempt's number stays."""
+def _park(row: Row, _: Ask) -> Row:
+    return replace(row, state=State.PENDING, lease_expires_at=None, run_at=inf, rung_at=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Unring:
-    """Note that the message for an attempt did not leave."""
-
-    attempt: int
-
-
-Move = (
-    Claim | Heartbeat | Succeed | Retry | Fail | Replace | Release | ReleaseAll | Recover | Abandon
-    | EndCancelled | Cancel | Requeue | RingDue | RingAgain | Unring
-)  # fmt: skip
-
-FENCE = Guard(states=(State.RUNNING,), attempt=Number.SAME)
-"""The fence: a worker's write changes the row only while its own attempt runs."""
-
-CLAIM = Guard(states=(State.PENDING,), attempt=Number.NEXT, is_due=True)
-CANCEL = Guard(states=(State.PENDING, State.RUNNING))
-REQUEUE = Guard(states=(State.FAILED, State.ABANDONED, State.CANCELLED))
-RING_DUE = Guard(states=(State.PENDING,), is_due=True, is_rung=False)
-RING_AGAIN = Guard(states=(State.PENDING,), is_rung=True)
-UNRING = Guard(states=(State.PENDING,), attempt=Number.NEXT)
-RELEASE_ALL = Guard(states=(State.RUNNING,), is_held_by=True)
-ORPHANED = Guard(states=(State.RUNNING,), is_expired=True)
-"""Not a move's: how a reaper finds rows whose lease ran out. What it then does to them is fenced."""
-HELD = Guard(states=(State.RUNNING,), is_held_by=True)
-"""Likewise, the rows of a worker that is dead."""
-
-GUARDS: Mapping[type[Move], Guard] = MappingProxyType({
-    Claim: CLAIM,
-    Heartbeat: FENCE,
-    Succeed: FENCE,
-    Retry: FENCE,
-    Fail: FENCE,
-    Replace: FENCE,
-    Release: FENCE,
-    ReleaseAll: RELEASE_ALL,
-    Recover: FENCE,
-    Abandon: FENCE,
-    EndCancelled: FENCE,
-    Cancel: CANCEL,
-    Requeue: REQUEUE,
-    RingDue: RING_DUE,
-    RingAgain: RING_AGAIN,
-    Unring: UNRING,
-})  # fmt: skip
-
-
-def after(row: Row, move: Move, *, now: float, guards: Mapping[type[Move], Guard] = GUARDS) -> Row | None:
-    """Return the row after a move; ``None`` where its guard refuses and nothing is changed."""
-    admits = guards[type(move)].admits(
-        row, now=now, attempt=getattr(move, "attempt", None), worker=getattr(move, "worker", None)
+def _release_attempt(row: Row, ask: Ask) -> Row:
+    return replace(
+        row,
+        state=State.PENDING,
+        releases=row.releases + 1,
+        lease_expires_at=None,
+        run_at=ask.now,
+        rung_at=None,
     )
-    return _changed(row, move, now) if admits else None
 
 
-def _changed(row: Row, move: Move, now: float) -> Row:
-    match move:
-        case Claim(worker=worker, lease_ttl=ttl):
-            return replace(
-                row, state=State.RUNNING, attempt=row.attempt + 1, worker=worker, lease_expires_at=now + ttl
-            )
-        case Heartbeat(lease_ttl=ttl):
-            return replace(row, lease_expires_at=now + ttl)
-        case Succeed():
-            return _ended(row, State.SUCCEEDED)
-        case Fail():
-            return replace(_ended(row, State.FAILED), failures=row.failures + 1)
-        case Abandon():
-            return _ended(row, State.ABANDONED)
-        case EndCancelled() | Cancel():
-            return _ended(row, State.CANCELLED)
-        case Retry(delay=delay):
-            return replace(_pending(row, now + delay), failures=row.failures + 1)
-        case Replace():
-            return replace(_pending(row, float("inf")), replacements=row.replacements + 1)
-        case Release():
-            return replace(_pending(row, now), releases=row.releases + 1)
-        case ReleaseAll():
-            return replace(_pending(row, now), releases=row.releases + 1, rung_at=now)
-        case Recover(delay=delay):
-            rung_at = now if delay == 0 else None
-            return replace(_pending(row, now + delay), recoveries=row.recoveries + 1, rung_at=rung_at)
-        case Requeue():
-            return replace(
-                row,
-                state=State.PENDING,
-                failures=0,
-                recoveries=0,
-                run_at=now,
-                rung_at=now,
-                lease_expires_at=None,
-            )
-        case RingDue() | RingAgain():
-            return replace(row, rung_at=now)
-        case Unring():
-            return replace(row, rung_at=None)
-        case _:
-            assert_never(move)
+def _release(row: Row, ask: Ask) -> Row:
+    return replace(_release_attempt(row, ask), rung_at=ask.now)
 
 
-def _ended(row: Row, state: State) -> Row:
-    return replace(row, state=state, lease_expires_at=None)
+def _recover(row: Row, ask: Ask) -> Row:
+    run_at = ask.now + ask.delay
+    return replace(
+        row, state=State.PENDING, recoveries=row.recoveries + 1, lease_expires_at=None,
+        run_at=run_at if ask.not_before is None else max(run_at, ask.not_before),
+        rung_at=ask.now if ask.delay == 0 and ask.not_before is None else None,
+    )  # fmt: skip
 
 
-def _pending(row: Row, run_at: float) -> Row:
-    return replace(row, state=State.PENDING, run_at=run_at, rung_at=None, lease_expires_at=None)
+def _requeue(row: Row, ask: Ask) -> Row:
+    return replace(row, state=State.PENDING, failures=0, recoveries=0, run_at=ask.now, rung_at=ask.now)
+
+
+def _ring(row: Row, ask: Ask) -> Row:
+    return replace(row, rung_at=ask.now)
+
+
+MOVES = {
+    "take over": Move(event="submitted", guard=PARKED, change=_take_over),
+    "take over failed": Move(event="submitted", guard=NEVER_RAN, change=_take_over),
+    "ring": Move(
+        event=None,
+        guard=Guard(states=(State.PENDING,), one=False, is_unrung=True, is_due=True),
+        change=_ring,
+    ),
+    "ring again": Move(
+        event="rung_again",
+        guard=Guard(states=(State.PENDING,), one=False, is_stranded=True),
+        change=_ring,
+    ),
+    "unring": Move(
+        event=None,
+        guard=Guard(states=(State.PENDING,), attempt=Attempt.NEXT),
+        change=lambda row, _: replace(row, rung_at=None),
+    ),
+    "claim": Move(
+        event="claimed",
+        guard=Guard(states=(State.PENDING,), attempt=Attempt.NEXT, is_due=True),
+        change=_claim,
+    ),
+    # By whoever claimed it, and got no answer.
+    "find claim": Move(event=None, guard=FENCE, change=_extend),
+    "heartbeat": Move(event=None, guard=FENCE, change=_extend),
+    "succeed": Move(event="succeeded", guard=FENCE, change=_ended(State.SUCCEEDED)),
+    "retry": Move(event="retry_scheduled", guard=FENCE, change=_retry),
+    "fail": Move(event="failed", guard=FENCE, change=_ended(State.FAILED, failed=1)),
+    "replace": Move(event="replaced", guard=FENCE, change=_park),
+    "release": Move(event="released", guard=FENCE, change=_release_attempt),
+    "release all": Move(event="released", guard=OF_WORKER, change=_release),
+    # All that runs in a tenant that was suspended.
+    "give back": Move(
+        event="released", guard=Guard(states=(State.RUNNING,), one=False), change=_release_attempt
+    ),
+    "recover": Move(event="recovered", guard=FENCE, change=_recover),
+    "abandon": Move(event="abandoned", guard=FENCE, change=_ended(State.ABANDONED)),
+    "end cancelled": Move(event="cancelled", guard=FENCE, change=_ended(State.CANCELLED)),
+    "cancel": Move(
+        event="cancelled",
+        guard=Guard(states=(State.PENDING, State.RUNNING)),
+        change=_ended(State.CANCELLED),
+    ),
+    "requeue": Move(
+        event="requeued",
+        guard=Guard(states=(State.FAILED, State.ABANDONED, State.CANCELLED), has_message=True),
+        change=_requeue,
+    ),
+}
+"""Every move that is made of a row which is there; a new one is `submitted`."""

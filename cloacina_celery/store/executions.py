@@ -12,9 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from cloacina_celery.core.lifecycle import Fail, Retry, after_failure
+from cloacina_celery.core.protocol import FENCE, NEVER_RAN, PARKED
 from cloacina_celery.core.retry import RetryPolicy
 from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.statements import Statement
 
 
@@ -71,11 +73,11 @@ class Ring:
 # the poll rings when it is due.
 _SUBMIT = Statement(
     "submit",
-    """
+    f"""
     WITH timed AS MATERIALIZED (
         SELECT coalesce($6::timestamptz, now() + make_interval(secs => $7::float8), now()) AS run_at
     ), submitted AS (
-        INSERT INTO {s}.cloacina_executions AS executions
+        INSERT INTO {{s}}.cloacina_executions AS executions
             (id, task, message, max_recoveries, policy, run_at, rung_at, group_id, group_index)
         SELECT $1::text, $2::text, $3::text, $4::int, $5::text, run_at,
                CASE WHEN run_at <= now() AND $10::bool THEN now() END, $8::text, $9::int
@@ -85,11 +87,11 @@ _SUBMIT = Statement(
             run_at = excluded.run_at, rung_at = excluded.rung_at, max_recoveries = excluded.max_recoveries,
             state = 'pending', error = NULL, settled_at = NULL,
             group_id = excluded.group_id, group_index = excluded.group_index
-        WHERE executions.state = 'pending' AND executions.run_at = 'infinity'
-           OR executions.state = 'failed' AND executions.message = ''
+        WHERE {where(PARKED, row="executions.")}
+           OR {where(NEVER_RAN, row="executions.")}
         RETURNING id, attempt, rung_at
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt) SELECT id, 'submitted', attempt FROM submitted
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt) SELECT id, 'submitted', attempt FROM submitted
     )
     SELECT attempt, rung_at IS NOT NULL FROM submitted
     """,
@@ -100,17 +102,17 @@ _SUBMIT = Statement(
 # refuses everything this attempt does. That halves the price of a short task.
 _CLAIM = Statement(
     "claim",
-    """
+    f"""
     WITH claimed AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'running', attempt = attempt + 1, worker_id = $3::bigint, started_at = now(),
             lease_expires_at = now() + make_interval(secs => $4::float8), policy = coalesce(policy, $5::text)
-        WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
+        WHERE {may("claim")}
           AND EXISTS (SELECT FROM cloacina.tenants
-                      WHERE name = {t} AND epoch = $7::int AND state IN ('active', 'draining'))
+                      WHERE name = {{t}} AND epoch = $7::int AND state IN ('active', 'draining'))
         RETURNING id, attempt, failures, recoveries, policy
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
         SELECT id, 'claimed', attempt, $3::bigint, $6::text FROM claimed
     )
     SELECT attempt, failures, recoveries, policy, set_config('synchronous_commit', 'off', true) FROM claimed
@@ -121,10 +123,10 @@ _CLAIM = Statement(
 # The event, not the worker, says whose claim it was: a doubled message may be in another child of the same worker.
 _FIND_CLAIM = Statement(
     "find_claim",
-    """
-    UPDATE {s}.cloacina_executions SET lease_expires_at = now() + make_interval(secs => $4::float8)
-    WHERE id = $1::text AND attempt = $2::int AND state = 'running' AND EXISTS (
-        SELECT FROM {s}.cloacina_events
+    f"""
+    UPDATE {{s}}.cloacina_executions SET lease_expires_at = now() + make_interval(secs => $4::float8)
+    WHERE {may("find claim")} AND EXISTS (
+        SELECT FROM {{s}}.cloacina_events
         WHERE execution_id = $1::text AND attempt = $2::int AND kind = 'claimed' AND reason = $3::text)
     RETURNING attempt, failures, recoveries, policy
     """,
@@ -132,14 +134,14 @@ _FIND_CLAIM = Statement(
 
 _SUCCEED = Statement(
     "succeed",
-    """
+    f"""
     WITH settled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'succeeded', result = $3::text, settled_at = now(), lease_expires_at = NULL
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("succeed")}
         RETURNING id, attempt, worker_id
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id)
         SELECT id, 'succeeded', attempt, worker_id FROM settled
     )
     SELECT 1 FROM settled
@@ -149,24 +151,24 @@ _SUCCEED = Statement(
 
 _LOCK_ATTEMPT = Statement(
     "lock_attempt",
-    """
-    SELECT failures, policy FROM {s}.cloacina_executions
-    WHERE id = $1::text AND attempt = $2::int AND state = 'running' FOR UPDATE
+    f"""
+    SELECT failures, policy FROM {{s}}.cloacina_executions
+    WHERE {where(FENCE)} FOR UPDATE
     """,
 )
 
 _RETRY = Statement(
     "retry",
-    """
+    f"""
     WITH settled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', failures = failures + 1, lease_expires_at = NULL, error = $3::text,
             message = coalesce($6::text, message),
             run_at = coalesce($5::timestamptz, now() + make_interval(secs => $4::float8)), rung_at = NULL
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("retry")}
         RETURNING id, attempt, worker_id, run_at
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, error, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, error, reason)
     SELECT id, 'retry_scheduled', attempt, worker_id, $3::text,
            'in ' || round(extract(epoch FROM run_at - now())::numeric, 1) || ' s' FROM settled
     RETURNING 1
@@ -175,14 +177,14 @@ _RETRY = Statement(
 
 _FAIL = Statement(
     "fail",
-    """
+    f"""
     WITH settled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'failed', failures = failures + 1, lease_expires_at = NULL, error = $3::text, settled_at = now()
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("fail")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, error, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, error, reason)
     SELECT id, 'failed', attempt, worker_id, $3::text, $4::text FROM settled
     RETURNING 1
     """,
@@ -190,14 +192,14 @@ _FAIL = Statement(
 
 _PARK = Statement(
     "park",
-    """
+    f"""
     WITH settled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', lease_expires_at = NULL, run_at = 'infinity', rung_at = NULL
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("replace")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id)
     SELECT id, 'replaced', attempt, worker_id FROM settled
     RETURNING 1
     """,
@@ -205,14 +207,14 @@ _PARK = Statement(
 
 _RELEASE_ATTEMPT = Statement(
     "release_attempt",
-    """
+    f"""
     WITH released AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', releases = releases + 1, lease_expires_at = NULL, run_at = now(), rung_at = NULL
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("release")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
     SELECT id, 'released', attempt, worker_id, $3::text FROM released
     RETURNING 1
     """,
@@ -220,14 +222,14 @@ _RELEASE_ATTEMPT = Statement(
 
 _END_CANCELLED = Statement(
     "end_cancelled",
-    """
+    f"""
     WITH settled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'cancelled', lease_expires_at = NULL, settled_at = now()
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("end cancelled")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
     SELECT id, 'cancelled', attempt, worker_id, $3::text FROM settled
     RETURNING 1
     """,
@@ -250,28 +252,28 @@ _SUBMIT_FAILED = Statement(
 
 _HEARTBEAT = Statement(
     "heartbeat",
-    """
-    UPDATE {s}.cloacina_executions AS e
+    f"""
+    UPDATE {{s}}.cloacina_executions AS e
     SET lease_expires_at = now() + make_interval(secs => $3::float8)
     FROM unnest($1::text[], $2::int[]) AS held (id, attempt)
-    WHERE e.id = held.id AND e.attempt = held.attempt AND e.state = 'running'
+    WHERE {may("heartbeat", row="e.", id_="held.id", attempt="held.attempt")}
     RETURNING e.id
     """,
 )
 
 _IS_HELD = Statement(
     "is_held",
-    """
-    SELECT 1 FROM {s}.cloacina_executions WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+    f"""
+    SELECT 1 FROM {{s}}.cloacina_executions WHERE {where(FENCE)}
     """,
 )
 
 _UNRING = Statement(
     "unring",
-    """
-    UPDATE {s}.cloacina_executions AS e SET rung_at = NULL
+    f"""
+    UPDATE {{s}}.cloacina_executions AS e SET rung_at = NULL
     FROM unnest($1::text[], $2::int[]) AS unsent (id, attempt)
-    WHERE e.id = unsent.id AND e.attempt = unsent.attempt - 1 AND e.state = 'pending'
+    WHERE {may("unring", row="e.", id_="unsent.id", attempt="unsent.attempt")}
     RETURNING 1
     """,
 )

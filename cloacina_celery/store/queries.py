@@ -10,6 +10,7 @@ from typing import Any
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.guards import may
 from cloacina_celery.store.statements import Statement
 
 
@@ -85,29 +86,29 @@ _END_OF_ATTEMPT = Statement(
 )
 _CANCEL = Statement(
     "cancel",
-    """
+    f"""
     WITH cancelled AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'cancelled', lease_expires_at = NULL, settled_at = now()
-        WHERE id = $1::text AND state IN ('pending', 'running')
+        WHERE {may("cancel")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
     SELECT id, 'cancelled', attempt, worker_id, $2::text FROM cancelled
     RETURNING 1
     """,
 )
 _REQUEUE = Statement(
     "requeue",
-    """
+    f"""
     WITH requeued AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', failures = 0, recoveries = 0, settled_at = NULL, result = NULL,
             run_at = now(), rung_at = now()
-        WHERE id = $1::text AND state IN ('failed', 'abandoned', 'cancelled') AND message <> ''
+        WHERE {may("requeue")}
         RETURNING id, attempt, failures, recoveries, message
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, reason)
         SELECT id, 'requeued', attempt, $2::text FROM requeued
     )
     SELECT id, attempt, failures, recoveries, message FROM requeued

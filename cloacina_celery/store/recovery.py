@@ -9,9 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
+from cloacina_celery.core.protocol import EXPIRED, FENCE, OF_WORKER
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.statements import Statement
 from cloacina_celery.store.workers import BELIEVED_FOR
 
@@ -63,7 +65,7 @@ _LOCK_EXPIRED = Statement(
     "lock_expired",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions AS e
-    WHERE state = 'running' AND lease_expires_at < now()
+    WHERE {where(EXPIRED)}
       AND ($2::boolean OR NOT EXISTS (
           SELECT FROM cloacina.workers AS w WHERE w.id = e.worker_id AND w.stopped_at IS NULL))
     ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
@@ -73,7 +75,7 @@ _LOCK_OF_WORKER = Statement(
     "lock_of_worker",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
-    WHERE state = 'running' AND worker_id = $2::bigint
+    WHERE {where(OF_WORKER, worker="$2::bigint")}
     ORDER BY lease_expires_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     """,
 )
@@ -82,51 +84,51 @@ _LOCK_ONE = Statement(
     "lock_one",
     f"""
     SELECT {_ORPHAN_COLUMNS} FROM {{s}}.cloacina_executions
-    WHERE id = $1::text AND attempt = $2::int AND state = 'running' FOR UPDATE
+    WHERE {where(FENCE)} FOR UPDATE
     """,
 )
 _HOLDS_ANY = Statement(
     "holds_any",
-    "SELECT 1 FROM {s}.cloacina_executions WHERE state = 'running' AND worker_id = $1::bigint LIMIT 1",
+    f"SELECT 1 FROM {{s}}.cloacina_executions WHERE {where(OF_WORKER)} LIMIT 1",
 )
 _RECOVER = Statement(
     "recover",
-    """
+    f"""
     WITH recovered AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', recoveries = recoveries + 1, lease_expires_at = NULL,
             run_at = greatest(now() + make_interval(secs => $3::float8), $5::timestamptz),
             rung_at = CASE WHEN $3::float8 = 0 AND $5::timestamptz IS NULL THEN now() END
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("recover")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
     SELECT id, 'recovered', attempt, worker_id, $4::text FROM recovered
     """,
 )
 _ABANDON = Statement(
     "abandon",
-    """
+    f"""
     WITH abandoned AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'abandoned', lease_expires_at = NULL, settled_at = now(), error = $3::text
-        WHERE id = $1::text AND attempt = $2::int AND state = 'running'
+        WHERE {may("abandon")}
         RETURNING id, attempt, worker_id
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason, error)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason, error)
     SELECT id, 'abandoned', attempt, worker_id, $4::text, $3::text FROM abandoned
     """,
 )
 _RELEASE = Statement(
     "release",
-    """
+    f"""
     WITH released AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', releases = releases + 1, lease_expires_at = NULL, run_at = now(), rung_at = now()
-        WHERE state = 'running' AND worker_id = $1::bigint
+        WHERE {may("release all")}
         RETURNING id, attempt, failures, recoveries, message, worker_id
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
         SELECT id, 'released', attempt, worker_id, $2::text FROM released
     )
     SELECT id, attempt, failures, recoveries, message FROM released
@@ -135,12 +137,12 @@ _RELEASE = Statement(
 # What a suspended tenant's claims would decline is not rung.
 _RING_DUE = Statement(
     "ring_due",
-    """
-    UPDATE {s}.cloacina_executions SET rung_at = now()
+    f"""
+    UPDATE {{s}}.cloacina_executions SET rung_at = now()
     WHERE id IN (
-        SELECT id FROM {s}.cloacina_executions
-        WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now() AND EXISTS (
-            SELECT FROM cloacina.tenants WHERE name = {t} AND state IN ('active', 'draining'))
+        SELECT id FROM {{s}}.cloacina_executions
+        WHERE {may("ring")} AND EXISTS (
+            SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
         ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, failures, recoveries, message, run_at
@@ -181,7 +183,7 @@ _RING_STRANDED = Statement(
         UPDATE {{s}}.cloacina_executions SET rung_at = now()
         WHERE id IN (
             SELECT id FROM {{s}}.cloacina_executions
-            WHERE state = 'pending' AND rung_at < now() - make_interval(secs => $2::float8)
+            WHERE {may("ring again")}
               AND (NOT $3::boolean OR rung_at < greatest(now() - make_interval(secs => $4::float8), ({_OVERTAKEN})))
               AND id NOT IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
               AND EXISTS (SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
@@ -202,10 +204,10 @@ def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> 
     branches = " UNION ALL ".join(
         f"""SELECT %s,
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions
-                WHERE state = 'pending' AND rung_at IS NULL AND run_at <= now()),
-        EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE state = 'running' AND lease_expires_at < now()),
+                WHERE {may("ring")}),
+        EXISTS (SELECT FROM {quote(t)}.cloacina_executions WHERE {where(EXPIRED)}),
         EXISTS (SELECT FROM {quote(t)}.cloacina_executions
-                WHERE state = 'pending' AND rung_at < now() - make_interval(secs => %s)),
+                WHERE {may("ring again", stranded_after="%s")}),
         EXISTS (SELECT FROM {quote(t)}.cloacina_outbox WHERE created_at < now() - make_interval(secs => %s))"""
         for t in tenants
     )

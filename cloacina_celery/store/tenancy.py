@@ -9,6 +9,7 @@ from cloacina_celery.core.tenant import quote
 from cloacina_celery.store import audit, catalog
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.guards import may
 from cloacina_celery.store.statements import Statement
 
 LOCK_TIMEOUT_MS = 10_000
@@ -26,14 +27,14 @@ _WRITERS = """
 
 _GIVE_BACK = Statement(
     "give_back",
-    """
+    f"""
     WITH released AS (
-        UPDATE {s}.cloacina_executions
+        UPDATE {{s}}.cloacina_executions
         SET state = 'pending', releases = releases + 1, lease_expires_at = NULL, run_at = now(), rung_at = NULL
-        WHERE state = 'running'
+        WHERE {may("give back")}
         RETURNING id, attempt, worker_id
     ), recorded AS (
-        INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
+        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, worker_id, reason)
         SELECT id, 'released', attempt, worker_id, $1::text FROM released
     )
     SELECT count(*) FROM released

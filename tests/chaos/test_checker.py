@@ -21,6 +21,7 @@ from cloacina_celery.chaos.checker import (
     RAN_TWICE,
     STUCK,
     TWICE,
+    UNFIT,
     UNSTRUCK,
     check,
 )
@@ -128,17 +129,17 @@ def test_effects_that_are_not_exactly_those_of_the_settled_attempt(
 
 def test_a_second_settlement(history: History) -> None:
     history.events.append(event("succeeded", 2, 8))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_recovery_of_what_had_been_recovered(history: History) -> None:
     history.events.insert(3, event("recovered", 1, 5.5))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_settlement_by_a_lost_attempt(history: History) -> None:
     history.events.insert(4, event("retry_scheduled", 1, 6.5))
-    assert kinds(history) == {TWICE}
+    assert kinds(history) == {TWICE, UNFIT}
 
 
 def test_a_requeue_opens_what_was_settled(history: History) -> None:
@@ -268,7 +269,7 @@ def test_a_crash_excuses_one_second_run_and_not_two(history: History) -> None:
 def test_a_crash_excuses_no_second_claim(history: History) -> None:
     history.events.insert(2, event("claimed", 1, 2))
     history.faults = [crash(1.5)]
-    assert kinds(history) == {RAN_TWICE}
+    assert kinds(history) == {RAN_TWICE, UNFIT}
 
 
 def test_a_lease_that_was_lost_under_a_c_call(history: History) -> None:
@@ -284,3 +285,11 @@ def test_a_plain_callback_that_was_never_sent(history: History) -> None:
     assert kinds(history) == {CALLBACKS}
     history.callbacks = frozenset({"a"})
     assert check(history).is_clean
+
+
+def test_a_history_that_the_protocol_cannot_have_made(history: History) -> None:
+    early = replace(
+        history, events=[event("submitted", 0, 0), event("claimed", 2, 6), event("succeeded", 2, 7)]
+    )
+    (finding,) = (one for one in check(early).findings if one.kind == UNFIT)
+    assert finding.what == "claimed as attempt 2, but the row was pending with attempt 0"

@@ -1,1 +1,1 @@
-"""The protocol explored: every order of moves in small worlds, and random ones in larger worlds."""
+"""The protocol's model: worlds of workers, reapers, messages and faults around the package's own pure core."""

@@ -1,98 +1,82 @@
-"""Breadth first through every state that a world can reach, and the shortest way to a broken one as a story."""
+"""Breadth-first through every world that can be reached: the shortest way to a broken invariant, or none."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.model.steps import steps
-from tests.model.world import SOUND, Rules, World, is_over, violations
+from tests.model.world import broken_invariant, is_over
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from tests.model.world import Rules, World
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counterexample:
-    """The shortest way to a state, or by a step, that must not be."""
-
-    story: tuple[str, ...]
-    violation: str
-
-    def __str__(self) -> str:
-        """Tell it."""
-        lines = [f"{number:3}. {told}" for number, told in enumerate(self.story, 1)]
-        return "\n".join([*lines, f"     So {self.violation}."])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Explored:
-    """What was found."""
+    """What was found: how many worlds, how deep, and the story of the first that must not be."""
 
     states: int
     depth: int
-    counterexample: Counterexample | None
-    stuck: Counterexample | None
-    """A state from which no end can be reached any more, and the shortest way there."""
+    broken: str = ""
+    story: list[str] = field(default_factory=list)
+
+    def told(self) -> str:
+        """Tell the story, a step a line."""
+        lines = [f"{n:>3}. {line}" for n, line in enumerate(self.story, 1)]
+        return "\n".join([*lines, f"  => {self.broken}"])
 
 
-def explore(first: World, rules: Rules = SOUND) -> Explored:
-    """Visit every reachable state, or stop at the first broken one.
+def explore(first: World, rules: Rules) -> Explored:
+    """Visit every reachable world once; stop at the first in which an invariant is broken or that is stuck.
 
-    With none broken, see also whether from each of them an end of all executions can be reached without help: a
-    state from which it cannot would be one in which work is lost.
+    Stuck is a world from which no way leads to all executions terminal without a person or another fault.
     """
-    origin: dict[World, tuple[World | None, str, int]] = {first: (None, "", 0)}
-    before: dict[World, list[World]] = {}
-    waiting = deque([first])
-    depth = 0
-    while waiting:
-        world = waiting.popleft()
-        at = origin[world][2]
-        depth = max(depth, at)
-        for violation in violations(world):
+    number: dict[World, int] = {first: 0}
+    came: list[tuple[int, str]] = [(-1, "")]
+    depths = [0]
+    back: list[list[int]] = [[]]
+    over: list[int] = []
+    queue: deque[World] = deque([first])
+    while queue:
+        world = queue.popleft()
+        here = number[world]
+        if is_over(world):
+            over.append(here)
+        for told, after, by in steps(world, rules):
+            there = number.get(after)
+            if there is None:
+                there = number[after] = len(came)
+                came.append((here, told))
+                depths.append(depths[here] + 1)
+                back.append([])
+                broken = broken_invariant(after, rules)
+                if broken:
+                    return Explored(
+                        states=len(came), depth=depths[-1], broken=broken, story=_story(came, there)
+                    )
+                queue.append(after)
+            if by in ("system", "time"):
+                back[there].append(here)
+    saved = set(over)
+    open_ = list(over)
+    while open_:
+        for before in back[open_.pop()]:
+            if before not in saved:
+                saved.add(before)
+                open_.append(before)
+    for n in range(len(came)):  # in the order of their depth
+        if n not in saved:
             return Explored(
-                states=len(origin), depth=depth, stuck=None,
-                counterexample=Counterexample(story=_story(origin, world), violation=violation),
-            )  # fmt: skip
-        for told, following, wrong in steps(world, rules):
-            if wrong:
-                story = (*_story(origin, world), told)
-                return Explored(
-                    states=len(origin), depth=at + 1, stuck=None,
-                    counterexample=Counterexample(story=story, violation=wrong),
-                )  # fmt: skip
-            if following not in origin:
-                origin[following] = (world, told, at + 1)
-                waiting.append(following)
-            before.setdefault(following, []).append(world)
-    lost = origin.keys() - _reaching_back(before, (world for world in origin if is_over(world)))
-    stuck = None
-    if lost:
-        nearest = min(lost, key=lambda world: origin[world][2])
-        stuck = Counterexample(
-            story=_story(origin, nearest), violation="nothing that can happen leads to an end"
-        )
-    return Explored(states=len(origin), depth=depth, counterexample=None, stuck=stuck)
+                states=len(came), depth=depths[n], broken="nothing ends it any more", story=_story(came, n)
+            )
+    return Explored(states=len(came), depth=depths[-1])
 
 
-def _reaching_back(before: dict[World, list[World]], ends: Iterable[World]) -> set[World]:
-    found = set(ends)
-    waiting = deque(found)
-    while waiting:
-        for earlier in before.get(waiting.popleft(), ()):
-            if earlier not in found:
-                found.add(earlier)
-                waiting.append(earlier)
-    return found
-
-
-def _story(origin: dict[World, tuple[World | None, str, int]], world: World) -> tuple[str, ...]:
-    told: list[str] = []
-    at: World | None = world
-    while at is not None:
-        at, step, _ = origin[at]
-        if step:
-            told.append(step)
-    return tuple(reversed(told))
+def _story(came: list[tuple[int, str]], n: int) -> list[str]:
+    told = []
+    while n:
+        n, line = came[n]
+        told.append(line)
+    return told[::-1]

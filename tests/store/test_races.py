@@ -22,6 +22,7 @@ from tests.store.rows import (
     read,
     run,
     shift,
+    submission,
     submit,
 )
 
@@ -97,6 +98,70 @@ def test_who_comes_second_to_a_row_finds_its_fence_closed(
     assert not rival.answer()
     assert read(cursor, tenant).state is state
     assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1), (kind, 1)]
+
+
+def test_of_two_claims_of_one_attempt_the_second_is_declined(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with database.transaction() as lent:
+        assert claim(lent, tenant)
+        rival = Rival(database, lambda other: claim(other, tenant, worker_id=42))
+        rival.wait_until_blocked(observer)
+    assert rival.answer() is None
+    assert read(cursor, tenant).worker_id == WORKER
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1)]
+
+
+def test_of_two_claims_the_second_gets_the_attempt_where_the_first_one_is_rolled_back(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant)
+    with bounded_transaction(database) as lent:
+        assert claim(lent, tenant)
+        rival = Rival(database, lambda other: claim(other, tenant, worker_id=42))
+        rival.wait_until_blocked(observer)
+        lent.connection.rollback()
+    assert rival.answer().attempt == 1
+    assert read(cursor, tenant).worker_id == 42
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1)]
+
+
+def test_a_sweep_does_not_see_a_submission_that_is_not_committed(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    with database.transaction() as lent:
+        submit(lent, tenant, delay=60.0)
+        shift(lent, tenant, "run_at", -61)
+        assert recovery.ring_due(cursor, tenant, limit=9) == []
+    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == [EXECUTION_ID]
+
+
+def test_a_submission_of_an_id_that_a_sweep_is_ringing_waits_and_changes_nothing(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    submit(cursor, tenant, delay=60.0)
+    shift(cursor, tenant, "run_at", -61)
+    with database.transaction() as lent:
+        assert recovery.ring_due(lent, tenant, limit=9)
+        rival = Rival(database, lambda other: executions.submit(other, tenant, submission()))
+        rival.wait_until_blocked(observer)
+    assert rival.answer() is None
+    assert read(cursor, tenant).rung_at is not None
+    assert events(cursor, tenant) == [("submitted", 0)]
+
+
+def test_a_recovery_of_the_attempt_waits_for_a_heartbeat_that_came_first_and_then_goes_on(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    # It knows that the child is dead; a heartbeat of the main process, sent before that was noticed, saves nobody.
+    run(cursor, tenant)
+    with database.transaction() as lent:
+        assert heartbeat(lent, tenant)
+        rival = Rival(database, lambda other: recover_attempt(other, tenant))
+        rival.wait_until_blocked(observer)
+    assert rival.answer()
+    assert events(cursor, tenant) == [("submitted", 0), ("claimed", 1), ("recovered", 1)]
 
 
 @pytest.mark.parametrize("second", [settle, recover_attempt, release, heartbeat], ids=lambda f: f.__name__)
