@@ -109,9 +109,9 @@ class Deferred:
 
 
 def paused(cursor: Cursor) -> dict[str, bool]:
-    """List the tenants that exist, and tell of each whether it starts nothing: paused, or suspended."""
+    """List the tenants that exist, and tell of each whether it is paused."""
     cursor.execute(
-        "SELECT name, is_paused OR state = 'suspended' FROM cloacina.tenants WHERE state <> 'removed'"
+        "SELECT name, is_paused FROM cloacina.tenants WHERE state <> 'removed'"
     )
     return dict(cursor.fetchall())
 
