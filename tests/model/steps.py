@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloacina_celery.core.lifecycle import TERMINAL_STATES, Recover, Retry, State, after_failure, after_loss
@@ -170,6 +171,12 @@ def _worker(world: World, rules: Rules, n: int) -> Iterator[Step]:
                 yield Step(
                     f"{told}, and gets no answer", becomes(seeking, there._replace(left=left)), "fault"
                 )
+        after = rules.moves["defer"].apply(row, Ask(now=0, attempt=me.message.attempt))
+        if after is not None and world.left.defers:
+            left = world.left._replace(defers=world.left.defers - 1)
+            there = _with_row(world, e, after, "defer")._replace(left=left)
+            told = f"{who} finds no room for attempt {me.message.attempt} of {name}, and lets it wait"
+            yield Step(told, becomes(idle, there), "fault")
     if me.phase == "seeking" and not lock:
         after = rules.moves["find claim"].apply(row, Ask(now=0, attempt=me.attempt, lease_ttl=LEASE))
         if after is None or row.worker != me.id:  # who claimed it is in the claim's event
@@ -297,6 +304,11 @@ def _reaper(world: World, rules: Rules, n: int) -> Iterator[Step]:
                 yield Step(
                     f"{who} takes {name} to ring for it", becomes(Reaper("ringing", e, seen=after), there)
                 )
+            after = rules.moves["ring waiting"].apply(row, Ask(now=0))
+            if after is not None:
+                there = world._replace(rows=_put(world.rows, e, after))
+                told = f"{who} has room for {name} and takes it to ring for it"
+                yield Step(told, becomes(Reaper("ringing", e, seen=after), there))
             after = rules.moves["ring again"].apply(row, Ask(now=0, stranded_after=STRANDED))
             if after is not None and _missing(world):
                 there = _with_row(world, e, after, "ring again")
@@ -339,7 +351,8 @@ def _reaper(world: World, rules: Rules, n: int) -> Iterator[Step]:
 def _missing(world: World) -> bool:
     """Compare as the reaper does: rung rows with the messages in the queue and in the hands of living workers."""
     rung = sum(
-        row is not None and row.state is State.PENDING and row.rung_at is not None for row in world.rows
+        row is not None and row.state is State.PENDING and row.rung_at not in (None, inf)
+        for row in world.rows
     )
     held = sum(worker.phase == "holding" for worker in world.workers)
     return rung > len(world.messages) + held
