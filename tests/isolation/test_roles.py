@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.core.tenant import role_of
 from cloacina_celery.errors import IsolationRefused, UnknownTenant
 from cloacina_celery.store import catalog, executions, fleet, migrate, queries, removal, roles
