@@ -71,6 +71,7 @@ class Guard:
     is_expired: bool = False
     is_stranded: bool = False
     is_parked: bool = False
+    is_waiting: bool = False
     of_worker: bool = False
     has_message: bool | None = None
 
@@ -88,6 +89,7 @@ class Guard:
                 or (row.rung_at is not None and row.rung_at < ask.now - ask.stranded_after)
             )
             and (not self.is_parked or row.run_at == inf)
+            and (not self.is_waiting or row.rung_at == inf)
             and (not self.of_worker or (row.worker is not None and row.worker == ask.worker))
             and (self.has_message is None or row.has_message == self.has_message)
         )
@@ -113,6 +115,12 @@ PARKED = Guard(one=False, states=(State.PENDING,), is_parked=True)
 """A row that waits for its replacement takes the submission of its id."""
 NEVER_RAN = Guard(one=False, states=(State.FAILED,), has_message=False)
 """So does one that was entered as failed with what it was to follow."""
+
+CLAIMABLE = Guard(states=(State.PENDING,), attempt=Attempt.NEXT, is_due=True)
+"""Of what a message may come to: the row is pending and due, and the message rings for its next attempt."""
+
+WAITING = Guard(one=False, states=(State.PENDING,), is_waiting=True)
+"""A row whose message found no room within its tenant's limits."""
 
 EXPIRED = Guard(states=(State.RUNNING,), one=False, is_expired=True)
 OF_WORKER = Guard(states=(State.RUNNING,), one=False, of_worker=True)
@@ -209,11 +217,10 @@ MOVES = {
         guard=Guard(states=(State.PENDING,), attempt=Attempt.NEXT),
         change=lambda row, _: replace(row, rung_at=None),
     ),
-    "claim": Move(
-        event="claimed",
-        guard=Guard(states=(State.PENDING,), attempt=Attempt.NEXT, is_due=True),
-        change=_claim,
-    ),
+    "claim": Move(event="claimed", guard=CLAIMABLE, change=_claim),
+    "defer": Move(event="deferred", guard=CLAIMABLE, change=lambda row, _: replace(row, rung_at=inf)),
+    "ring waiting": Move(event=None, guard=WAITING, change=_ring),
+    "free waiting": Move(event=None, guard=WAITING, change=lambda row, _: replace(row, rung_at=None)),
     # By whoever claimed it, and got no answer.
     "find claim": Move(event=None, guard=FENCE, change=_extend),
     "heartbeat": Move(event=None, guard=FENCE, change=_extend),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cloacina_celery.core.lifecycle import TERMINAL_STATES, State
-from cloacina_celery.core.protocol import MOVES, Ask, Row, submitted
+from cloacina_celery.core.protocol import MOVES, Ask, Attempt, Row, submitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def replay(events: Iterable[Recorded]) -> list[str]:
             wrong.append(f"{_told(event)}, but the row was {row.state} with attempt {row.attempt}")
             after = _forced(row, event)
         elif (
-            event.kind not in ("claimed", "submitted", "requeued", "rung_again")
+            event.kind not in ("claimed", "submitted", "requeued", "rung_again", "deferred")
             and event.worker != row.worker
         ):
             wrong.append(f"{_told(event)} of worker {event.worker}, but worker {row.worker} had claimed it")
@@ -68,7 +68,9 @@ def _after(row: Row, event: Recorded) -> Row | None:
         )
         if event.kind == "requeued":
             guard = replace(guard, has_message=None)  # no event tells whether it has one
-        ask = Ask(now=event.at, attempt=event.attempt, worker=event.worker)
+        # What rings for the next attempt and does not claim it is recorded with the last one.
+        is_ahead = guard.attempt is Attempt.NEXT and event.kind != "claimed"
+        ask = Ask(now=event.at, attempt=event.attempt + is_ahead, worker=event.worker)
         after = replace(move, guard=guard).apply(row, ask)
         if after is not None and after.attempt == event.attempt:
             return after

@@ -28,6 +28,7 @@ def where(
         _state(guard, row) if guard.states else "",
         f"{row}rung_at IS NULL" if guard.is_unrung else "",
         f"{row}run_at <= now()" if guard.is_due else "",
+        f"{row}rung_at = 'infinity'" if guard.is_waiting else "",
         f"{row}run_at = 'infinity'" if guard.is_parked else "",
         f"{row}lease_expires_at < now()" if guard.is_expired else "",
         f"{row}rung_at < now() - make_interval(secs => {stranded_after})" if guard.is_stranded else "",

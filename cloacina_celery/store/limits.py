@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cloacina_celery.core.limits import Limits
+from cloacina_celery.core.protocol import WAITING
 from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.store import executions
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Claim, Ring
+from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.statements import Statement
 
 LOCK_CLASS = 0x636C6F6D  # "clom": the first half of the advisory lock's key, the second is the schema's hash
@@ -57,24 +59,24 @@ _SPEND = Statement(
 )
 _DEFER = Statement(
     "defer",
-    """
+    f"""
     WITH deferred AS (
-        UPDATE {s}.cloacina_executions SET rung_at = 'infinity'
-        WHERE id = $1::text AND attempt = $2::int - 1 AND state = 'pending' AND run_at <= now()
+        UPDATE {{s}}.cloacina_executions SET rung_at = 'infinity'
+        WHERE {may("defer")}
         RETURNING id, attempt
     )
-    INSERT INTO {s}.cloacina_events (execution_id, kind, attempt, reason)
+    INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, reason)
     SELECT id, 'deferred', attempt, 'its tenant is at its limit, or paused' FROM deferred
     RETURNING 1
     """,
 )
 _RING_WAITING = Statement(
     "ring_waiting",
-    """
-    UPDATE {s}.cloacina_executions SET rung_at = now()
+    f"""
+    UPDATE {{s}}.cloacina_executions SET rung_at = now()
     WHERE id IN (
-        SELECT id FROM {s}.cloacina_executions
-        WHERE state = 'pending' AND rung_at = 'infinity'
+        SELECT id FROM {{s}}.cloacina_executions
+        WHERE {may("ring waiting")}
         ORDER BY run_at, id LIMIT $1::int FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, failures, recoveries, message, run_at
@@ -89,7 +91,7 @@ _COUNT_COMING = Statement(
 )
 _FREE_WAITING = Statement(
     "free_waiting",
-    "UPDATE {s}.cloacina_executions SET rung_at = NULL WHERE state = 'pending' AND rung_at = 'infinity'",
+    f"UPDATE {{s}}.cloacina_executions SET rung_at = NULL WHERE {may('free waiting')}",
 )
 _SET = Statement(
     "set_limits",
@@ -219,8 +221,7 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
         return []
     cursor.execute(
         " UNION ALL ".join(
-            f"SELECT %s WHERE EXISTS (SELECT FROM {quote(tenant)}.cloacina_executions "
-            "WHERE state = 'pending' AND rung_at = 'infinity')"
+            f"SELECT %s WHERE EXISTS (SELECT FROM {quote(tenant)}.cloacina_executions WHERE {where(WAITING)})"
             for tenant in tenants
         ),
         list(tenants),

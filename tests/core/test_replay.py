@@ -9,7 +9,7 @@ from cloacina_celery.core.replay import Recorded, replay
 
 def history(*events: tuple[str, int]) -> list[Recorded]:
     """Events of worker 7, a second apart."""
-    unheld = ("submitted", "requeued", "rung_again")
+    unheld = ("submitted", "requeued", "rung_again", "deferred")
     return [
         Recorded(kind=kind, attempt=attempt, worker=None if kind in unheld else 7, at=float(n))
         for n, (kind, attempt) in enumerate(events)
@@ -21,6 +21,7 @@ def history(*events: tuple[str, int]) -> list[Recorded]:
     [
         [("submitted", 0)],
         [("submitted", 0), ("claimed", 1), ("succeeded", 1)],
+        [("submitted", 0), ("deferred", 0), ("claimed", 1), ("released", 1), ("deferred", 1), ("claimed", 2)],
         [
             ("submitted", 0),
             ("rung_again", 0),

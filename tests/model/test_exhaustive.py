@@ -20,6 +20,7 @@ WORLDS = {
     "a person cancels and requeues": begin(workers=1, reapers=1, left=Left(cuts=1, cancels=1, requeues=1)),
     "a person cancels what two workers want": begin(reapers=1, left=Left(cuts=1, cancels=1)),
     "a shutdown beside another worker": begin(reapers=1, left=Left(stops=1)),
+    "a row that waits for room": begin(left=Left(crashes=1, defers=1)),
     "two executions": begin(executions=2, workers=1, reapers=1),
 }
 DOUBLED = begin(left=Left(doubles=1, cuts=1, stops=1))

@@ -67,6 +67,7 @@ class Left(NamedTuple):
     crashes: int = 0
     doubles: int = 0
     cuts: int = 0
+    defers: int = 0
     stops: int = 0
     cancels: int = 0
     requeues: int = 0

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloacina_celery.core.lifecycle import Recover, State, after_loss
+from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.protocol import EXPIRED, FENCE, MOVES, OF_WORKER, Ask, Row, submitted
 from cloacina_celery.core.tenancy import FIRST_EPOCH
-from cloacina_celery.store import executions, queries, recovery, tenancy
+from cloacina_celery.store import executions, limits, queries, recovery, tenancy
 from tests.store.rows import ERROR, EXECUTION_ID, LEASE, submission
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ FENCED: dict[str, Callable[[Cursor, str, Ask], object]] = {
         c, t, EXECUTION_ID, attempt=ask.attempt, claimant=CLAIMANT, lease_ttl=LEASE
     ),
     "unring": lambda c, t, ask: executions.unring(c, t, [(EXECUTION_ID, ask.attempt)]),
+    "defer": lambda c, t, ask: (
+        limits.put(c, t, Limits(is_paused=True)),
+        limits.claim(
+            c, t, EXECUTION_ID, attempt=ask.attempt, worker_id=ask.worker or 0, lease_ttl=LEASE, policy=None
+        ),
+    )[1],
+    "ring waiting": lambda c, t, _: (
+        limits.put(c, t, Limits(max_concurrent_tasks=9)),
+        limits.ring_waiting(c, t, limit=9),
+    )[1],
+    "free waiting": lambda c, t, _: (limits.put(c, t, Limits()), c.rowcount)[1],
     "cancel": lambda c, t, ask: queries.cancel(c, t, EXECUTION_ID, reason="test"),
     "requeue": lambda c, t, ask: queries.requeue(c, t, EXECUTION_ID, reason="test"),
     "release all": lambda c, t, ask: recovery.release(c, t, ask.worker or 0, reason="test"),
@@ -104,6 +116,7 @@ BEGUN = (
     ["submit failed"],
     ["submit"],
     ["submit", "rung_at"],
+    ["submit", "defer"],
     ["submit", "claim"],
     ["submit", "claim", "heartbeat", "lease_expires_at"],
     *(["submit", "claim", verb] for verb in ("succeed", "retry", "fail", "replace", "release", "cancel")),
@@ -192,7 +205,7 @@ def compare(database: Database, tenant: str, steps: list[Step]) -> None:
     try:
         with database.transaction() as cursor:
             for verb, off, worker, delay, turn, is_rung in steps:
-                attempt = (row.attempt if row else 0) + off + (verb in ("claim", "unring"))
+                attempt = (row.attempt if row else 0) + off + (verb in ("claim", "defer", "unring"))
                 ask = Ask(
                     now=0.0, attempt=attempt, worker=worker, lease_ttl=LEASE, delay=delay,
                     not_before=turn, is_rung=is_rung, stranded_after=STRANDED, max_recoveries=1,
