@@ -4,50 +4,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, signals
+from celery import bootsteps, signals
+from kombu import Consumer
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.plugin.doorbell import DoorbellStep
 from cloacina_celery.plugin.selection import note_excluded_queues
 from cloacina_celery.plugin.task import ACCUMULATE_TASK, DurableTask
 from cloacina_celery.plugin.worker import KeeperStep
-from cloacina_celery.telemetry import logger
+from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from cloacina_celery.plugin.kernel import Kernel
     from cloacina_celery.plugin.parts import Parts
 
 SWEEP_TASK = "cloacina.sweep"
 BEAT_ENTRY = "cloacina-sweep"
 
 
-class SweepTask(Task):
-    """Ask the worker's keeper to sweep all tenants.
+class ControlStep(bootsteps.ConsumerStep):
+    """Take beat's messages in the worker's main process, and on a channel of their own.
 
-    The worker's main process takes the message itself: a worker whose slots are all busy still recovers.
+    On the tasks' channel they would wait until a slot is free for a task: a worker whose slots are all busy with
+    long ones has to recover what others have lost all the same.
     """
 
-    abstract = True
-    ignore_result = True
+    requires = ("celery.worker.consumer.connection:Connection",)
 
-    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
-        """Return the handler of this task's messages."""
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._kernel: Kernel = parent.app.cloacina.parts.kernel
 
-        def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
-            keeper = app.cloacina.parts.kernel.keeper
-            if keeper is not None:
-                keeper.sweep_all_soon()
-            ack(logger, consumer.connection_errors)
+    def get_consumers(self, channel: Any) -> list[Consumer]:
+        """Return the consumer of the control queue."""
+        name = self._kernel.settings.control_queue
+        queues = self._kernel.app.amqp.queues
+        queue = queues.get(name) or queues.new_missing(name)
+        return [Consumer(channel, [queue], on_message=self._take, accept=["json"])]
 
-        return handle
+    def _take(self, message: Any) -> None:
+        if message.headers.get("task") != SWEEP_TASK:
+            log(
+                "message.refused", execution_id=message.headers.get("id"), task=message.headers.get("task"),
+                error="the control queue takes no tasks",
+            )  # fmt: skip
+        elif self._kernel.keeper is not None:
+            self._kernel.keeper.sweep_all_soon()
+        message.ack()
 
 
 def install(app: Celery, parts: Parts) -> None:
     """Register the sweep task, its beat entry, and the worker's keeper."""
 
     # Lazily: registering at once would finalize an app whose module is still being read.
-    @app.task(name=SWEEP_TASK, base=SweepTask, shared=False)
+    @app.task(name=SWEEP_TASK, ignore_result=True, shared=False)
     def sweep() -> int:
         """Sweep all tenants here and now, where the task is called without a worker."""
         return parts.recovery.reaper().sweep_all()
@@ -58,7 +70,7 @@ def install(app: Celery, parts: Parts) -> None:
         return results if index is None else results[index]
 
     app.steps["worker"].add(KeeperStep)
-    app.steps["consumer"].add(DoorbellStep)
+    app.steps["consumer"].update({DoorbellStep, ControlStep})
     note_excluded_queues(app, parts.kernel)
 
     def add_to_schedule(**_: Any) -> None:

@@ -68,7 +68,6 @@ class KeeperStep(bootsteps.StartStopStep):
             raise SystemExit(
                 EX_UNAVAILABLE if isinstance(error, DatabaseUnavailable) else EX_CONFIG
             ) from None
-        queues.select_add(kernel.settings.control_queue)
         kernel.keeper, kernel.worker_id = keeper, keeper.worker_id
         kernel.boards[keeper.worker_id] = keeper.board
         limiter = parts.limiter

@@ -112,9 +112,7 @@ class Deferred:
 
 def paused(cursor: Cursor) -> dict[str, bool]:
     """List the tenants that exist, and tell of each whether it is paused."""
-    cursor.execute(
-        "SELECT name, is_paused FROM cloacina.tenants WHERE state <> 'removed'"
-    )
+    cursor.execute("SELECT name, is_paused FROM cloacina.tenants WHERE state <> 'removed'")
     return dict(cursor.fetchall())
 
 
