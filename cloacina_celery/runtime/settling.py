@@ -150,7 +150,11 @@ def end_of(attempt: Attempt) -> str | None:
 
 
 def note_waiting(attempt: Attempt, error: Exception) -> None:
-    """Log that a settlement waits for the database."""
+    """Log that a settlement waits for the database, and keep no connection open meanwhile.
+
+    A recovery needs two at once, and of those that wait for their second each may hold the first.
+    """
+    attempt.database.dispose()
     log(
         "settle.waiting", tenant=attempt.tenant, execution_id=attempt.id, attempt=attempt.attempt, error=error
     )
