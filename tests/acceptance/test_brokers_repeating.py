@@ -128,7 +128,7 @@ def test_a_message_that_a_quorum_queue_drops_at_its_delivery_limit_is_rung_again
         for _ in range(2):
             get(connection, stage.tenant).requeue()
         never(lambda: parts.publisher.queue_depth(stage.tenant), 0.5, "a message beyond its delivery limit")
-        assert parts.recovery.reaper()._ring_stranded(stage.tenant, stranded_after=0.0) == 1
+        assert parts.recovery.reaper()._lost.ring(stage.tenant, stranded_after=0.0) == 1
         assert get(connection, stage.tenant).headers["id"] == result.id
     assert stage.kinds(result) == ["submitted", "rung_again"]
 

@@ -142,7 +142,7 @@ def test_messages_of_a_removed_tenant_that_a_worker_has_in_its_hands_are_decline
     stage.wait_for_runs("k", 1)
     kept = stage.bazaar.block.apply_async(("other",), tenant=doomed)
     worker.wait_log(rf"Task bazaar.block\[{kept.id}\] received")
-    stage.bazaar.cloacina.tenants.drop(doomed)
+    stage.bazaar.cloacina.tenants.drop(doomed, now=True)
     worker.wait_log(f"Canceling queue {doomed}")
     stage.open_gate("k-1")
     assert result.get(timeout=15) == 1
