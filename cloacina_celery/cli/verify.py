@@ -14,7 +14,7 @@ import click
 from cloacina_celery.cli.output import command, console
 from cloacina_celery.errors import SettingsError
 from cloacina_celery.plugin.app import Cloacina
-from cloacina_celery.store import catalog, workers
+from cloacina_celery.store import catalog, removal, workers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +125,8 @@ def _clean_up(cloacina: Cloacina, direct: Ground, names: Names) -> None:
     cloacina.parts.kernel.override({"database_url": direct.database_url})
     for tenant in names.tenants:
         if catalog.exists(cloacina.database, tenant):
-            cloacina.tenants.drop(tenant)
+            cloacina.tenants.drop(tenant, now=True)
     with cloacina.database.statement() as cursor:
         workers.forget_all_of(cursor, names.tenants)
+        removal.forget(cursor, names.tenants)
     cloacina.database.dispose()

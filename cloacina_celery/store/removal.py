@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cloacina_celery.core.tenancy import TenantState, Verb, after
@@ -154,6 +154,11 @@ def confirm(database: Database, name: str, verb: Verb, *, by: str, detail: str) 
         cursor.execute("UPDATE cloacina.tenants SET unfinished = NULL WHERE name = %s", (name,))
         audit.record(cursor, name, verb, "gone", epoch=tenant.epoch, by=by, detail=detail)
     return True
+
+
+def forget(cursor: Cursor, names: Sequence[str]) -> None:
+    """Delete the tombstones of tenants whose names nobody has known or will use; the audit keeps what was done."""
+    cursor.execute("DELETE FROM cloacina.tenants WHERE name = ANY(%s) AND state = 'removed'", (list(names),))
 
 
 def shut(cursor: Cursor, name: str) -> None:

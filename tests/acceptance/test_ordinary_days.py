@@ -36,7 +36,7 @@ def test_an_ordinary_run_logs_no_error_and_no_warning(stage: Stage) -> None:
 
 
 def complaints(log: str) -> list[str]:
-    """Entries that an operator would look into, but for what this test asked for: a failure, and a superuser's login."""
+    """Entries that an operator would look into, but for those that were asked for: a failure, a superuser's login."""
     wanted = re.compile(r"Traceback|ERROR|CRITICAL|WARNING|ResourceWarning|cloacina_celery/.*Warning")
     entries = re.split(r"(?m)^(?=\[\d{4}-)", log)
     asked_for = re.compile(r"failure 1 of once|isolation\.superuser")
