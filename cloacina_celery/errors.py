@@ -65,7 +65,10 @@ class UnknownTenant(CloacinaError):
                 f"tenant {tenant!r} was removed, and comes back by itself no more: if it should, {create}"
             )
         else:
-            message = f"unknown tenant {tenant!r}: create it with {create}, or start a worker on its queue"
+            message = (
+                f"unknown tenant {tenant!r}: see `celery -A <app> cloacina tenant list` for those that exist, or "
+                f"create it with {create}"
+            )
         super().__init__(message)
 
 

@@ -10,6 +10,7 @@ import click
 
 from cloacina_celery.cli.output import cell, command, plain, print_rows
 from cloacina_celery.core.lifecycle import State
+from cloacina_celery.core.tenancy import TenantState
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store.queries import Event, Execution
 
@@ -60,8 +61,20 @@ def execution_show(cloacina: Cloacina, tenant: str, execution_id: str, as_json: 
     click.echo(_headline(found))
     for event in events:
         click.echo(f"  {cell(event.at)}  {tell(event)}")
+    if found.state is State.PENDING:
+        click.echo(f"  {'':19}  {_waiting(cloacina, found)}")
     if found.error and found.error.get("traceback") and found.state is not State.SUCCEEDED:
         click.echo(f"\n{found.error['traceback']}")
+
+
+def _waiting(cloacina: Cloacina, found: Execution) -> str:
+    """Say what a pending execution waits for."""
+    of = cloacina.tenants.get(found.tenant)
+    if of.state is TenantState.SUSPENDED:
+        return f"it waits: tenant {found.tenant} is suspended, and nothing of it starts until it is resumed"
+    if cloacina.tenants.limits(found.tenant).is_paused:
+        return f"it waits: tenant {found.tenant} is paused (`tenant limit {found.tenant} --resume`)"
+    return f"it waits for its time, {cell(found.run_at)}, and then for a worker's free slot"
 
 
 def _headline(found: Execution) -> str:

@@ -31,9 +31,10 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for one in cloacina.tenants.list():
         counts = cloacina.executions(one.name).count()
-        rows.append(
-            {"tenant": one.name, "is": one.state, **{str(state): counts.get(state, 0) for state in State}}
-        )
+        is_paused = cloacina.tenants.limits(one.name).is_paused
+        standing = f"{one.state}, paused" if is_paused else str(one.state)
+        numbers = {str(state): counts.get(state, 0) for state in State}
+        rows.append({"tenant": one.name, "is": standing, **numbers})
     with cloacina.database.statement() as cursor:
         alive = [asdict(worker) for worker in workers.alive(cursor)] if rows else []
     if as_json:

@@ -27,6 +27,10 @@ BROKER_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKE
 """Celery reads them before any configuration."""
 
 
+PREFIX = "verify_"
+"""Begins the tenants' names: with ``tenant_``, a user's workers that serve ``tenant_*`` would take their messages."""
+
+
 @click.command("verify")
 @click.option("--seconds", type=float, default=60, show_default=True, help="Time in which faults strike.")
 @click.option("--executions", type=int, default=500, show_default=True, help="How many are submitted.")
@@ -71,7 +75,7 @@ def verify(
     options = Options(
         seed=secrets.randbelow(10**6) if seed is None else seed, is_quick=quick, keeps_logs=keep, **chosen
     )
-    names = Names.of(secrets.token_hex(3), options.tenants, "tenant_verify_")
+    names = Names.of(secrets.token_hex(3), options.tenants, PREFIX)
     database = cloacina.database.url.render_as_string()
     click.echo(
         f"verify makes the tenants {names.tenants[0]} to {names.tenants[-1]} in {database}, runs "

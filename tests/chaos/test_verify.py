@@ -46,13 +46,13 @@ def test_it_passes_and_leaves_everything_else_as_it_was(
     done = processes.cli("cloacina", "verify", "--yes", *SHORT, timeout=PATIENCE)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
-    assert done.stdout.startswith("verify makes the tenants tenant_verify_")
+    assert done.stdout.startswith("verify makes the tenants verify_")
     assert count(done.stdout, "executions") >= 40
     assert count(done.stdout, "faults") > 0
     with observer.cursor() as cursor:
         cursor.execute("SELECT name FROM cloacina.tenants")
         assert cursor.fetchall() == [(tenant_name,)]
-        cursor.execute("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'tenant_verify%%'")
+        cursor.execute("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'verify%%'")
         assert cursor.fetchone() == (0,)
         cursor.execute("SELECT count(*) FROM cloacina.workers")
         assert cursor.fetchone() == (0,)
