@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloacina_celery.runtime.context import bind_tenant
 from cloacina_celery.runtime.units import settlement
 from cloacina_celery.store import executions, outbox, workers
-from cloacina_celery.store.database import DriverError
-from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.outbox import Letter
 from tests.support.waiting import eventually
 
@@ -109,9 +106,7 @@ def test_the_others_due_rows_are_rung_and_their_dead_workers_runs_recovered(
     assert {"callback.unsent", "message.unsendable", "recover.unfollowed"} <= said
 
 
-def test_a_damaged_letter_does_not_stop_the_next(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_letter_does_not_stop_the_next(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     bad = [Letter(id=n, task="bad", message=m) for n, m in enumerate(["[]", "", UNKNOWN_COMPRESSION], 1)]
     good = Letter(id=9, task="shop.plain_add", message=json.dumps(PLAIN))
     with caplog.at_level(logging.WARNING, "cloacina"):
@@ -134,30 +129,27 @@ def test_a_damaged_message_keeps_no_other_of_its_batch_from_being_sent(place: Pl
     assert sent(place, tenant) == [ids[0], ids[2]]
 
 
-def test_an_errback_that_raises_undoes_itself_and_not_the_abandonment(
-    place: Place, tenant: str, monkeypatch: pytest.MonkeyPatch
+def test_what_follows_an_abandonment_is_undone_as_a_whole_and_the_abandonment_stays(
+    place: Place, tenant: str
 ) -> None:
     cloacina = place.shop.cloacina
     execution_id = held(place, tenant, 1)
-    run(place, f"UPDATE {tenant}.cloacina_executions SET recoveries = max_recoveries WHERE id = %s", execution_id)
-    follower: list[str] = []
+    followers: list[str] = []
 
-    @cloacina.task(name="shop.raising_errback")
-    def raising(request: Any, error: Any, traceback: Any) -> None:
-        follower.append(place.shop.add.delay(1, 2).id)
-        raise RuntimeError("the errback's own")
+    @cloacina.task(name="shop.submitting_errback")
+    def submitting(request: Any, error: Any, traceback: Any) -> None:
+        followers.append(place.shop.add.delay(1, 2).id)
 
-    message = json.loads(
-        run(place, f"SELECT message FROM {tenant}.cloacina_executions WHERE id = %s", execution_id)[0][0]
-    )
-    message[2][2]["errbacks"] = [raising.s()]
+    ((stored,),) = run(place, f"SELECT message FROM {tenant}.cloacina_executions WHERE id = %s", execution_id)
+    message = json.loads(stored)
+    message[2][2]["errbacks"] = [submitting.s(), {"task": "shop.nobody", "args": 7}]
     run(
         place,
-        f"UPDATE {tenant}.cloacina_executions SET message = %s WHERE id = %s",
+        f"UPDATE {tenant}.cloacina_executions SET message = %s, recoveries = max_recoveries WHERE id = %s",
         json.dumps(message),
         execution_id,
     )
     assert cloacina.parts.recovery.recover_attempt(tenant, execution_id, 1, reason="its process died")
-    assert len(follower) == 1
+    assert len(followers) == 1
     assert place.rows(tenant) == [(execution_id, "abandoned")]
     assert place.messages(tenant) == []
