@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from cloacina_celery.plugin.limits import Limiter
+from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.runtime.units import settlement
-from cloacina_celery.store import executions, outbox, workers
+from cloacina_celery.store import executions, limits, outbox, workers
 from cloacina_celery.store.outbox import Letter
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloacina_celery.store.executions import Ring
     from tests.plugin.conftest import Place
 
 PLAIN: list[Any] = [
@@ -153,3 +158,91 @@ def test_what_follows_an_abandonment_is_undone_as_a_whole_and_the_abandonment_st
     assert len(followers) == 1
     assert place.rows(tenant) == [(execution_id, "abandoned")]
     assert place.messages(tenant) == []
+
+
+class Failing:
+    """A publisher of rings that raises for one tenant, as for trouble that nobody has thought of."""
+
+    def __init__(self, place: Place, tenant: str) -> None:
+        self._publisher = place.shop.cloacina.parts.publisher
+        self._tenant = tenant
+        self.can_publish = self._publisher.can_publish
+
+    def publish_rings(self, rings: Sequence[Ring]) -> None:
+        """Publish the others'."""
+        if any(ring.tenant == self._tenant for ring in rings):
+            raise LookupError("nobody has thought of it")
+        self._publisher.publish_rings(rings)
+
+
+def failing_reaper(place: Place, tenant: str) -> Reaper:
+    failing, parts = Failing(place, tenant), place.shop.cloacina.parts
+    return Reaper(
+        place.shop.cloacina.database, place.shop.cloacina.settings,
+        publish=failing.publish_rings, send_letters=parts.outbox.send, can_publish=failing.can_publish,
+        queue_depth=lambda _: 0, on_abandoned=lambda *_: None,
+    )  # fmt: skip
+
+
+def test_whatever_a_tenant_raises_the_sweep_goes_on(place: Place, tenant: str, other_tenant: str) -> None:
+    due(place, tenant)
+    theirs = due(place, other_tenant)
+    failing_reaper(place, tenant).sweep([tenant, other_tenant])
+    assert sent(place, other_tenant) == [theirs]
+
+
+def test_whatever_a_tenant_raises_a_dead_workers_others_are_recovered_and_their_lost_messages_rung(
+    place: Place, tenant: str, other_tenant: str
+) -> None:
+    worker_id = dead_worker(place, *sorted([tenant, other_tenant]))
+    first, second = sorted([tenant, other_tenant])
+    held(place, first, worker_id)
+    theirs = held(place, second, worker_id)
+    lost = {one: place.shop.add.apply_async((1, 2), tenant=one).id for one in (first, second)}
+    place.redis.delete(first, second)
+    for one in (first, second):
+        run(
+            place,
+            f"UPDATE {one}.cloacina_executions SET rung_at = now() - interval '1 hour' WHERE id = %s",
+            lost[one],
+        )
+    reaper = failing_reaper(place, first)
+
+    def all_rung() -> bool:
+        reaper.recover_dead_workers()
+        return {theirs, lost[second]} <= set(sent(place, second))
+
+    eventually(all_rung, 10, "the second tenant's work to go on")
+
+
+def test_whatever_a_tenant_raises_a_worker_that_ends_gives_the_others_their_work_back(
+    place: Place, tenant: str, other_tenant: str
+) -> None:
+    worker_id = dead_worker(place, tenant, other_tenant)
+    held(place, tenant, worker_id)
+    theirs = held(place, other_tenant, worker_id)
+    with pytest.raises(LookupError):
+        failing_reaper(place, tenant).release_worker([tenant, other_tenant], worker_id, reason="the test")
+    assert sent(place, other_tenant) == [theirs]
+
+
+def test_whatever_a_limited_tenant_raises_the_others_are_looked_at(
+    place: Place, tenant: str, other_tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloacina = place.shop.cloacina
+    waiting = {}
+    for one in (tenant, other_tenant):
+        waiting[one] = place.shop.add.apply_async((1, 2), tenant=one).id
+        cloacina.tenants.limit(one, paused=True)
+        with cloacina.database.transaction() as cursor:
+            deferred = limits.claim(
+                cursor, one, waiting[one], attempt=1, worker_id=1, lease_ttl=60.0, policy=None
+            )
+        assert deferred == limits.Deferred()
+        cloacina.tenants.limit(one, paused=False, max_concurrent_tasks=1)
+    place.redis.delete(tenant, other_tenant)
+    limiter = Limiter(cloacina.parts.kernel, cast("Any", Failing(place, tenant)))
+    limiter.look([tenant, other_tenant])
+    limiter.slot_freed(tenant)
+    assert sent(place, other_tenant) == [waiting[other_tenant]]
+    assert "limits.failed" in caplog.text
