@@ -90,6 +90,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "the sweep will send it"
         ),
     ),
+    "message.unsendable": (
+        logging.ERROR,
+        (
+            "the message of execution %(execution_id)s in %(tenant)s cannot be sent (%(error)s); its row waits, the "
+            "others go on"
+        ),
+    ),
     "task.unknown": (
         logging.ERROR,
         (
@@ -159,6 +166,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     "recover.done": (
         logging.WARNING,
         "execution %(execution_id)s in %(tenant)s lost attempt %(attempt)s: %(reason)s; %(decision)s",
+    ),
+    "recover.unfollowed": (
+        logging.ERROR,
+        (
+            "execution %(execution_id)s in %(tenant)s is abandoned, and what follows from that (errbacks, the rest of "
+            "its chain, its chord) was not done: %(error)s"
+        ),
     ),
     "sweep.rung": (logging.INFO, "published %(count)s due executions of %(tenant)s"),
     "sweep.stranded": (

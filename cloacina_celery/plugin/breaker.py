@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from cloacina_celery.store.database import after_fork_in_child
+
 MIN_PAUSE = 1.0
 """Seconds for which a broker that refused is not tried again, at the least."""
 
@@ -24,6 +26,11 @@ class Breaker:
         self._opened_at = 0.0
         self._open_until = 0.0
         self.refusals = 0
+        after_fork_in_child(self._forget_after_fork)
+
+    def _forget_after_fork(self) -> None:
+        # It may have been held by a thread that does not exist here.
+        self._lock = threading.Lock()
 
     @property
     def is_open(self) -> bool:

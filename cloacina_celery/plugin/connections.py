@@ -88,7 +88,10 @@ class BoundedConnections:
         """
         connection = producer.connection
         was_open = connection.connected
-        trouble = (*connection.connection_errors, *connection.channel_errors, OperationalError, MessageNacked)
+        named = (*connection.connection_errors, *connection.channel_errors, OperationalError, MessageNacked)
+        # kombu counts it among Redis' for the sake of its consumers; here it is of a bad message, such as one that
+        # names a compression which nobody knows, and the broker is not to be blamed, nor left alone, for it.
+        trouble = tuple(error for error in named if error is not KeyError)
         while True:
             began = time.monotonic()
             is_open = False

@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cloacina_celery.errors import CloacinaError
 from cloacina_celery.store import busy, limits
 from cloacina_celery.store.bounded import LOOK_TIMEOUT_MS, bounded_transaction
-from cloacina_celery.store.database import DriverError
+from cloacina_celery.store.database import DriverError, after_fork_in_child, in_words
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -44,6 +43,12 @@ class Limiter:
         self._asking = threading.Lock()
         self._crowded: frozenset[str] = frozenset()
         self._round_at = float("-inf")
+        after_fork_in_child(self._forget_after_fork)
+
+    def _forget_after_fork(self) -> None:
+        # The lock may have been held by a thread that does not exist here, whose question nobody answers.
+        self._asking = threading.Lock()
+        self._asked_at = float("-inf")
 
     def is_limited(self, tenant: str) -> bool:
         """Tell whether a tenant had any limit a second ago.
@@ -78,10 +83,9 @@ class Limiter:
                 return
             with bounded_transaction(self._kernel.database) as cursor:
                 rings = limits.ring_next(cursor, tenant)
-        except (DriverError, CloacinaError) as error:
-            log("limits.failed", tenant=tenant, error=" ".join(str(error).split()))
-            return
-        self._publisher.publish_rings(rings)
+            self._publisher.publish_rings(rings)
+        except Exception as error:  # noqa: BLE001  # the attempt is settled, whatever this row's message holds
+            log("limits.failed", tenant=tenant, error=in_words(error))
 
     def look(self, tenants: Sequence[str]) -> None:
         """Ring what waits and has room: rates go on, limits are raised, and executions end without their worker."""
@@ -91,10 +95,9 @@ class Limiter:
             try:
                 with bounded_transaction(self._kernel.database, lock_timeout_ms=LOOK_TIMEOUT_MS) as cursor:
                     rings = limits.ring_waiting(cursor, tenant, limit=self._kernel.settings.sweep_batch)
-            except (DriverError, CloacinaError) as error:
-                log("limits.failed", tenant=tenant, error=" ".join(str(error).split()))
-                continue
-            self._publisher.publish_rings(rings)
+                self._publisher.publish_rings(rings)
+            except Exception as error:  # noqa: BLE001  # nothing in one tenant's rows may stop the others
+                log("limits.failed", tenant=tenant, error=in_words(error))
 
     def _find_crowded(self, tenants: Sequence[str]) -> list[str]:
         now = time.monotonic()
@@ -120,7 +123,7 @@ class Limiter:
                 return limits.waiting(cursor, tenants)
         except DriverError as error:
             if len(tenants) == 1:
-                log("limits.failed", tenant=tenants[0], error=" ".join(str(error).split()))
+                log("limits.failed", tenant=tenants[0], error=in_words(error))
                 return []
         # Somebody in the batch cannot be looked at; the others must not wait for them.
         return [name for tenant in tenants for name in self._see_waiting([tenant])]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import Exchange, Queue, serialization
 
-from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.plugin.envelope import dump_json, load_json
 from cloacina_celery.store import outbox
+from cloacina_celery.store.database import in_words
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.telemetry import log
 
@@ -42,14 +42,20 @@ class Outbox:
         unit.after_commit(lambda: self._send_now(unit.tenant, letter))
 
     def send(self, letters: Sequence[Letter]) -> list[int]:
-        """Send messages, and return the ids of those that the broker has taken."""
-        sent = []
-        for letter in letters:
-            if self._publisher.send_each(self._queue_name(letter), [partial(self._send, letter)]):
-                sent.append(letter.id)
-            else:
-                log("callback.unsent", task=letter.task, error="the broker refused it")
-        return sent
+        """Send messages, and return the ids of those that the broker has taken; a bad one does not stop the others."""
+        return [letter.id for letter in letters if self._try(letter)]
+
+    def _try(self, letter: Letter) -> bool:
+        try:
+            outcomes = self._publisher.send_each(self._queue_name(letter), [partial(self._send, letter)])
+        except Exception as error:  # noqa: BLE001  # anything may be wrong with what is stored
+            outcomes = [error]
+        if outcomes == [None]:
+            return True
+        wrong = outcomes[0] if outcomes else None
+        words = "the broker refused it" if wrong is None else in_words(wrong)
+        log("callback.unsent", task=letter.task, error=words)
+        return False
 
     def _send_now(self, tenant: str, letter: Letter) -> None:
         if not self.send([letter]):
@@ -57,9 +63,9 @@ class Outbox:
         try:
             with self._kernel.database.statement() as cursor:
                 outbox.remove(cursor, tenant, [letter.id])
-        except DatabaseUnavailable as error:
+        except Exception as error:  # noqa: BLE001  # what it follows is settled and committed, and stays so
             # The sweep will send it a second time.
-            log("callback.unsent", task=letter.task, error=" ".join(str(error).split()))
+            log("callback.unsent", task=letter.task, error=in_words(error))
 
     def _dump(self, name: str, message: Any, options: dict[str, Any]) -> str:
         headers, properties, body, sent_event = message

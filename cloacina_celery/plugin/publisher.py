@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from amqp.exceptions import ChannelError
 from kombu.transport import virtual
 
-from cloacina_celery.errors import CloacinaError
+from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
 from cloacina_celery.plugin.breaker import Breaker
 from cloacina_celery.plugin.connections import BoundedConnections, BrokerRefuses, QueueRefuses, is_not_found
 from cloacina_celery.plugin.doorbell import at_the_head
 from cloacina_celery.plugin.envelope import Envelope
 from cloacina_celery.store import executions
+from cloacina_celery.store.database import DriverError, in_words
 from cloacina_celery.store.executions import Ring
 from cloacina_celery.telemetry import log
 
@@ -99,27 +100,36 @@ class Publisher:
         return queue
 
     def _publish(self, tenant: str, messages: Sequence[Outgoing]) -> None:
-        sent = self.send_each(tenant, [send for _, _, send in messages])
-        unsent = [(execution_id, attempt) for execution_id, attempt, _ in messages[sent:]]
+        outcomes = self.send_each(tenant, [send for _, _, send in messages])
+        for (execution_id, _, _), error in zip(messages, outcomes, strict=False):
+            if error is not None:
+                # It stays rung: as a due row it would fail at each poll, as a stranded one it is tried now and then.
+                log("message.unsendable", tenant=tenant, execution_id=execution_id, error=in_words(error))
+        unsent = [(execution_id, attempt) for execution_id, attempt, _ in messages[len(outcomes) :]]
         # If the database is away too, the rows stay committed as rung, and the sweep finds them stranded.
         if unsent:
-            with suppress(CloacinaError), self._kernel.database.statement() as cursor:
+            with suppress(CloacinaError, DriverError), self._kernel.database.statement() as cursor:
                 executions.unring(cursor, tenant, unsent)
 
-    def send_each(self, queue: str, sends: Sequence[Callable[[Producer], object]]) -> int:
-        """Send to a queue in order, for as long as the broker takes it; return how many it took."""
-        sent = 0
+    def send_each(self, queue: str, sends: Sequence[Callable[[Producer], object]]) -> list[Exception | None]:
+        """Send to a queue in order, for as long as the broker takes it; return what became of each that was tried.
+
+        That is ``None`` for one that the broker took, or what is wrong with one that cannot be sent.
+
+        Raises:
+            DatabaseUnavailable: it had to be asked, and did not answer.
+        """
+        outcomes: list[Exception | None] = []
         if not self.can_publish(queue) or not self._breaker.admits(patience=self.connections.timeout):
-            return sent
+            return outcomes
         began, refusals = time.monotonic(), self._breaker.refusals
         try:
             with self.connections.producer() as producer:
                 # Whoever had to wait for a producer may have waited for somebody to whom the broker refused.
-                while sent < len(sends) and self._breaker.refusals == refusals:
+                while len(outcomes) < len(sends) and self._breaker.refusals == refusals:
                     began = time.monotonic()
-                    self.connections.do(producer, partial(sends[sent], producer))
-                    sent += 1
-            if sent:
+                    outcomes.append(self._try(producer, sends[len(outcomes)]))
+            if None in outcomes:
                 self._refused_until.pop(queue, None)
                 self._note_answer()
         except QueueRefuses as error:
@@ -129,7 +139,18 @@ class Publisher:
         except BrokerRefuses as error:
             pause = self._breaker.refused(after=time.monotonic() - began)
             log("broker.refused", error=str(error), seconds=pause)
-        return sent
+        return outcomes
+
+    def _try(self, producer: Producer, send: Callable[[Producer], object]) -> Exception | None:
+        try:
+            self.connections.do(producer, partial(send, producer))
+        except (BrokerRefuses, DatabaseUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # one bad message is none of the others' trouble
+            # Nobody knows what of it is on the wire.
+            self.connections.drop(producer)
+            return error
+        return None
 
     def _note_answer(self) -> None:
         was_open_for = self._breaker.accepted()

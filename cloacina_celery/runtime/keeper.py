@@ -16,7 +16,7 @@ from cloacina_celery.runtime.lease import Duties, LeaseHolder
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.runtime.trust import LeaseBoard
 from cloacina_celery.store import workers
-from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
+from cloacina_celery.store.database import Database, DriverError, LockNotAvailable, in_words
 from cloacina_celery.telemetry import log
 
 MAX_BACKOFF = 5.0
@@ -99,9 +99,9 @@ class Keeper:
                 with self._database.statement() as cursor:
                     workers.stop(cursor, self.worker_id, reason=reason)
             log("worker.stopped", worker_id=self.worker_id, released=released)
-        except (DriverError, CloacinaError) as error:
+        except Exception as error:  # noqa: BLE001  # it must not keep the process from ending
             # The lock goes with this process, and the others recover what could not be given back.
-            log("keeper.trouble", error=" ".join(str(error).split()))
+            log("keeper.trouble", error=in_words(error))
         self._leases.close()
 
     def _sweep_all(self) -> None:

@@ -10,14 +10,14 @@ from functools import partial
 
 from cloacina_celery.core.lifecycle import Abandon, Recover
 from cloacina_celery.core.settings import Settings
-from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.runtime.attention import Attention
 from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
-from cloacina_celery.runtime.units import settlement
+from cloacina_celery.runtime.units import CursorUnit, settlement
 from cloacina_celery.runtime.watch import Watch
 from cloacina_celery.store import busy, catalog, outbox, recovery, retention, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
-from cloacina_celery.store.database import Cursor, Database, DriverError
+from cloacina_celery.store.database import Cursor, Database, DriverError, PassingTrouble, in_words
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.store.recovery import Glance, Orphan, Recovered
 from cloacina_celery.telemetry import log
@@ -43,7 +43,8 @@ class Reaper:
         send_letters: sends plain messages, and returns the ids of those that the broker took; it must not raise either.
         can_publish: tells whether the broker may take a tenant's messages; while not, its due rows are left alone.
         queue_depth: counts the messages waiting in a tenant's queue; ``None`` where that is not known.
-        on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent.
+        on_abandoned: told, inside the transaction, of an execution whose recovery budget is spent; what it does is
+            undone if it raises, and the execution is abandoned all the same.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Reaper:
     def sweep(self, tenants: Sequence[str], *, check_stranded: bool = True) -> int:
         """Look at the tenants and move on what needs it; return how many executions were touched.
 
-        One tenant's missing table or locked schema is logged and does not stop the others.
+        One tenant's missing table, locked schema or bad row is logged and does not stop the others.
         """
         touched = 0
         for start in range(0, len(tenants), GLANCE_BATCH):
@@ -80,7 +81,7 @@ class Reaper:
                 try:
                     touched += self._serve(seen, check_stranded=check_stranded)
                     self._watch.reached()
-                except (DriverError, CloacinaError) as error:
+                except Exception as error:  # noqa: BLE001  # nothing in one tenant's rows may stop the others
                     self._note_trouble(seen.tenant, error)
         return touched
 
@@ -119,7 +120,7 @@ class Reaper:
         for tenant in sorted({tenant for worker in dead for tenant in worker.tenants}):
             try:
                 self._lost.ring(tenant, stranded_after=self._settings.liveness_grace)
-            except (DriverError, CloacinaError) as error:
+            except Exception as error:  # noqa: BLE001  # as in `sweep`
                 self._note_trouble(tenant, error)
         return recovered
 
@@ -143,21 +144,22 @@ class Reaper:
         """Give back what a worker still holds at the end of its shutdown.
 
         Raises:
-            DriverError: a tenant could not be looked at; what the worker holds there is recovered after it.
+            DatabaseUnavailable: the database went away.
+            Exception: a tenant could not be looked at; what the worker holds there is recovered after it.
         """
         released = 0
-        trouble: DriverError | None = None
+        trouble: Exception | None = None
         for tenant in tenants:
             try:
                 with bounded_transaction(self._database) as cursor:
                     rings = recovery.release(cursor, tenant, worker_id, reason=reason)
-            except DriverError as error:
-                # The others have their work back all the same.
+                self._publish(rings)
+                released += len(rings)
+            except DatabaseUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  # the others have their work back all the same
                 self._note_trouble(tenant, error)
                 trouble = error
-                continue
-            self._publish(rings)
-            released += len(rings)
         if trouble is not None:
             raise trouble
         return released
@@ -186,7 +188,7 @@ class Reaper:
                     with bounded_transaction(self._database) as look:
                         is_clean = is_clean and not recovery.holds_any(look, tenant, worker.worker_id)
                     self._watch.reached()
-                except (DriverError, CloacinaError) as error:
+                except Exception as error:  # noqa: BLE001  # as in `sweep`
                     is_clean = False
                     self._note_trouble(tenant, error)
             if is_clean:
@@ -275,7 +277,7 @@ class Reaper:
                     failed_after=failed_after,
                     limit=self._settings.sweep_batch,
                 )
-        except (DriverError, CloacinaError) as error:
+        except Exception as error:  # noqa: BLE001  # as in `sweep`
             self._note_trouble(tenant, error)
             return
         # A full batch means that there is more: the next sweep goes on. Else an hour is soon enough.
@@ -301,7 +303,7 @@ class Reaper:
             ]
             for one in recovered:
                 if isinstance(one.decision, Abandon):
-                    self._on_abandoned(tenant, one)
+                    self._follow(unit, one)
         for one in recovered:
             log(
                 "recover.done", tenant=tenant, execution_id=one.execution_id, attempt=one.attempt, reason=reason,
@@ -311,6 +313,21 @@ class Reaper:
             )  # fmt: skip
         self._publish([one.ring for one in recovered if one.ring is not None])
         return len(recovered)
+
+    def _follow(self, unit: CursorUnit, abandoned: Recovered) -> None:
+        try:
+            with unit.part():
+                self._on_abandoned(unit.tenant, abandoned)
+        except (DatabaseUnavailable, *PassingTrouble):
+            # It may well succeed the next time, together with the abandonment.
+            raise
+        except Exception as error:  # noqa: BLE001  # an errback is the user's, and the message may be bad
+            log(
+                "recover.unfollowed",
+                tenant=unit.tenant,
+                execution_id=abandoned.execution_id,
+                error=in_words(error),
+            )
 
     def _turns(self, tenant: str, orphans: list[Orphan]) -> list[tuple[Orphan, datetime | None]]:
         going = [orphan for orphan in orphans if isinstance(orphan.decision, Recover)]
@@ -329,7 +346,7 @@ class Reaper:
     def _note_trouble(self, tenant: str, error: Exception) -> None:
         self.note_answer(error)
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
-        log("sweep.failed", tenant=tenant, error=" ".join(str(error).split()))
+        log("sweep.failed", tenant=tenant, error=in_words(error))
 
 
 def _own_or(own: float | None, setting: float) -> float:

@@ -35,6 +35,19 @@ class CursorUnit:
         """Keep the action for the commit."""
         self.actions.append(action)
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Undo what the block has done, and forget what it kept for the commit, if it raises; the rest stays."""
+        kept = len(self.actions)
+        self._cursor.execute("SAVEPOINT cloacina_part")
+        try:
+            yield
+        except Exception:
+            del self.actions[kept:]
+            self._cursor.execute("ROLLBACK TO SAVEPOINT cloacina_part")
+            raise
+        self._cursor.execute("RELEASE SAVEPOINT cloacina_part")
+
 
 def settlement(database: Database, tenant: str) -> AbstractContextManager[CursorUnit]:
     """Open a settling transaction; submissions in the block join it, and their messages leave after its commit."""

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 
-from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.errors import CloacinaError, DatabaseUnavailable, SettingsError
 from cloacina_celery.store.watchdog import cut_after
 
 APPLICATION_NAME = "cloacina_celery"
@@ -38,6 +38,12 @@ InvalidSchemaName = psycopg2.errors.InvalidSchemaName
 LockNotAvailable = psycopg2.errors.LockNotAvailable
 RoleRefused = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)
 DriverError = psycopg2.Error
+PassingTrouble = (
+    LockNotAvailable,
+    psycopg2.extensions.QueryCanceledError,
+    psycopg2.extensions.TransactionRollbackError,
+)
+"""A lock or a statement that took too long, a deadlock: what the same transaction may not meet the next time."""
 Cursor: TypeAlias = psycopg2.extensions.cursor
 ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
@@ -336,3 +342,13 @@ def _clean_up(connection: StoreConnection, *_: object) -> None:
 def one_line(error: BaseException) -> str:
     """Return an error's words, those of the driver where SQLAlchemy has wrapped it, on one line."""
     return " ".join(str(getattr(error, "orig", error)).split())
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error as a log line says it: its words, and its type where they are neither ours nor the driver's.
+
+    Those of others may say nothing alone: a ``KeyError`` has only the key.
+    """
+    return (
+        one_line(error) if isinstance(error, (DriverError, CloacinaError)) else " ".join(repr(error).split())
+    )
