@@ -14,8 +14,13 @@ from pathlib import Path
 
 import psutil
 
-LEAVE_PATIENCE = 30.0
-"""Seconds that a worker may take for a shutdown that was asked for."""
+LEAVE_PATIENCE = 45.0
+"""Seconds that a worker may take for a shutdown that was asked for.
+
+A pool's child may take thirty of them by itself: so long it waits for its main process to read its last results
+(billiard's ``GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT``), and now and then one that ended its task while the main
+process stopped waits in vain.
+"""
 
 KILLED = -signal.SIGKILL
 UNAVAILABLE = 69

@@ -110,7 +110,8 @@ def test_all_messages_and_all_looks_at_queues_take_one_connection(stage: Stage, 
 def test_what_waited_for_the_broker_leaves_oldest_first_and_a_batch_at_a_time(
     stage: Stage, wire: Proxy, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breaker, "MIN_PAUSE", 0.1)
+    # Longer than sending them takes, so that the sweep still finds the broker left alone.
+    monkeypatch.setattr(breaker, "MIN_PAUSE", 5.0)
     reaper = reaper_with_batch(stage.bazaar.cloacina, 10)
     wire.refuse()
     submitted = [stage.send("add", n, n).id for n in range(25)]
