@@ -187,7 +187,7 @@ def enter(
 
     Args:
         there: what `look_for_name` found.
-        heir_of: the tenant that moves to this name, with its settings and idempotency keys.
+        heir_of: the tenant that moves to this name, with its settings, limits and idempotency keys.
         key_space: what its idempotency keys were counted by where it comes from.
 
     Raises:
@@ -200,21 +200,23 @@ def enter(
     cursor.execute(
         """
         INSERT INTO cloacina.tenants AS tenants
-            (name, is_legacy, state, epoch, changed_by, retain_succeeded, retain_failed, key_space, revision)
-        VALUES (%s, %s, %s, 1, %s, %s, %s, %s, %s)
+            (name, is_legacy, state, epoch, changed_by, key_space, retain_succeeded, retain_failed, revision,
+             max_concurrent_tasks, max_rate, is_paused, limits_changed_at)
+        SELECT %s, %s, %s, 1, %s, %s, heir.retain_succeeded, heir.retain_failed, heir.revision,
+               heir.max_concurrent_tasks, heir.max_rate, coalesce(heir.is_paused, false), clock_timestamp()
+        FROM (SELECT %s::text AS name) AS wanted LEFT JOIN cloacina.tenants heir USING (name)
         ON CONFLICT (name) DO UPDATE SET
             is_legacy = excluded.is_legacy, state = excluded.state, epoch = tenants.epoch + 1, created_at = now(),
             refuses_submits = false, retain_succeeded = excluded.retain_succeeded,
             retain_failed = excluded.retain_failed, key_space = excluded.key_space, recovery_paced_until = NULL,
             revision = excluded.revision, unfinished = NULL, moved_to = NULL,
+            max_concurrent_tasks = excluded.max_concurrent_tasks, max_rate = excluded.max_rate,
+            is_paused = excluded.is_paused, limits_changed_at = excluded.limits_changed_at,
             changed_at = now(), changed_by = excluded.changed_by
         RETURNING epoch
         """,
-        (
-            name, name == LEGACY_TENANT, state, by, heir_of and heir_of.retain_succeeded,
-            heir_of and heir_of.retain_failed, key_space, heir_of and heir_of.revision,
-        ),
-    )  # fmt: skip
+        (name, name == LEGACY_TENANT, state, by, key_space, heir_of and heir_of.name),
+    )
     row = cursor.fetchone()
     detail = f"as {state}" + (f", from {heir_of.name}" if heir_of else "")
     audit.record(cursor, name, verb, "entered", epoch=row[0] if row else None, by=by, detail=detail)

@@ -100,7 +100,7 @@ _SET = Statement(
     UPDATE cloacina.tenants
     SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
         limits_changed_at = clock_timestamp()
-    WHERE name = $1::text
+    WHERE name = $1::text AND state <> 'removed'
     """,
 )
 
@@ -120,16 +120,16 @@ def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
     """Read a tenant's limits; with ``lock`` they stay as they are until the transaction's end.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
     cursor.execute(
-        "SELECT max_concurrent_tasks, max_rate, is_paused FROM cloacina.tenants WHERE name = %s"
-        + (" FOR UPDATE" if lock else ""),
+        "SELECT max_concurrent_tasks, max_rate, is_paused, state = 'removed', moved_to"
+        " FROM cloacina.tenants WHERE name = %s" + (" FOR UPDATE" if lock else ""),
         (tenant,),
     )
     row = cursor.fetchone()
-    if row is None:
-        raise UnknownTenant(tenant)
+    if row is None or row[3]:
+        raise UnknownTenant(tenant, removed=row is not None, moved_to=row[4] if row else None)
     return Limits(max_concurrent_tasks=row[0], max_rate=row[1], is_paused=row[2])
 
 
@@ -139,7 +139,7 @@ def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
     Needs a transaction: a claim that is being decided by the old limits waits, or is waited for.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
     _SET.execute(cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused)
     if cursor.rowcount == 0:

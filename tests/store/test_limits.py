@@ -9,8 +9,9 @@ import pytest
 
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.limits import Limits
+from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import executions, limits, queries, recovery
+from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
 
@@ -273,6 +274,20 @@ def test_limits_are_kept_and_their_changes_are_listed(
         limits.put(lent, "tenant_nobody", wanted)
     with pytest.raises(UnknownTenant):
         limits.get(cursor, "tenant_nobody")
+
+
+def test_a_removed_tenant_has_no_limits_and_the_next_of_its_name_begins_without(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    limit(database, tenant, max_concurrent_tasks=1, max_rate=1, is_paused=True)
+    removal.remove(database, tenant, by="test")
+    with pytest.raises(UnknownTenant, match="was removed"):
+        limits.get(cursor, tenant)
+    with pytest.raises(UnknownTenant), database.transaction() as lent:
+        limits.put(lent, tenant, Limits())
+    removal.confirm(database, tenant, Verb.DROP, by="test", detail="")
+    assert catalog.create(database, tenant)
+    assert limits.get(cursor, tenant) == Limits()
 
 
 def test_those_that_wait_are_found_by_their_index(cursor: Cursor, tenant: str) -> None:
