@@ -90,6 +90,18 @@ def exists(database: Database, name: str) -> bool:
     return found is not None and found.standing.exists
 
 
+def require(cursor: Cursor, name: str) -> None:
+    """Do nothing if a tenant exists, as this connection sees it now.
+
+    Raises:
+        UnknownTenant: there is none, or it was removed.
+    """
+    cursor.execute("SELECT state = 'removed', moved_to FROM cloacina.tenants WHERE name = %s", (name,))
+    row = cursor.fetchone()
+    if row is None or row[0]:
+        raise UnknownTenant(name, removed=row is not None, moved_to=row[1] if row else None)
+
+
 def lock(cursor: Cursor, name: str) -> Tenant:
     """Lock a tenant's row for the transaction, so that one verb at a time acts on it.
 
