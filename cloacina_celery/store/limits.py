@@ -17,6 +17,7 @@ from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.store import executions
+from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Claim, Ring
 from cloacina_celery.store.guards import may, where
@@ -45,7 +46,8 @@ _ROOM = Statement(
                        FROM {s}.cloacina_pace p), 0) * t.max_rate + 1e-6) END,
                $2::int) END,
            t.max_rate,
-           set_config('synchronous_commit', 'off', true)
+           set_config('synchronous_commit', 'off', true),
+           set_config('lock_timeout', $3::text, true)
     FROM cloacina.tenants t WHERE t.name = $1::text
     """,
 )
@@ -183,6 +185,10 @@ def claim(
     """Open the lease for ``attempt`` if the tenant has room, else let its row wait; ``None`` declines the message.
 
     Needs a transaction: its lock makes the tenant's claims queue up, so that each counts those before it.
+
+    Raises:
+        LockNotAvailable: another transaction holds the row for longer than a second. The others' claims are not to
+            wait for it: this one must let go of the tenant's lock, and be tried again.
     """
     room, rate = _room(cursor, tenant)
     if room > 0:
@@ -228,7 +234,7 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
 
 
 def _room(cursor: Cursor, tenant: str) -> tuple[int, float | None]:
-    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT)
+    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT, str(LOCK_TIMEOUT_MS))
     row = cursor.fetchone()
     # A tenant that was dropped meanwhile has no row; whoever asks will find its tables gone.
     return (int(row[0]), row[1]) if row else (NO_LIMIT, None)

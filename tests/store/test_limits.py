@@ -12,6 +12,7 @@ from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal
+from cloacina_celery.store.database import LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
 
@@ -274,6 +275,25 @@ def test_limits_are_kept_and_their_changes_are_listed(
         limits.put(lent, "tenant_nobody", wanted)
     with pytest.raises(UnknownTenant):
         limits.get(cursor, "tenant_nobody")
+
+
+def test_a_row_that_somebody_holds_keeps_the_tenants_other_claims_waiting_no_longer_than_its_own_bound(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    limit(database, tenant, max_concurrent_tasks=9)
+    for name in ("held", "free"):
+        submit(cursor, tenant, name)
+    with observer.cursor() as holder:
+        holder.execute(f"BEGIN; SELECT FROM {tenant}.cloacina_executions WHERE id = 'held' FOR UPDATE")
+        try:
+            rival = Rival(database, lambda lent: claim_in(lent, tenant, "held"))
+            # In a transaction of its own, which the holder's end would let through: it must not need that.
+            with pytest.raises(LockNotAvailable):
+                rival.answer()
+            assert claim(database, tenant, "free").attempt == 1
+        finally:
+            holder.execute("ROLLBACK")
+    assert claim(database, tenant, "held").attempt == 1
 
 
 def test_a_removed_tenant_has_no_limits_and_the_next_of_its_name_begins_without(
