@@ -59,6 +59,15 @@ _SPEND = Statement(
     SET full_at = greatest(p.full_at, clock_timestamp()) + make_interval(secs => 1 / $1::float8)
     """,
 )
+_RESCALE = Statement(
+    "rescale",
+    """
+    UPDATE {s}.cloacina_pace SET full_at = clock_timestamp() + make_interval(secs => least(
+        greatest(extract(epoch FROM full_at - clock_timestamp()), 0)::float8 * $1::float8, greatest($2::float8, 1)
+    ) / $2::float8)
+    """,
+)
+_FORGET_PACE = Statement("forget_pace", "DELETE FROM {s}.cloacina_pace")
 _DEFER = Statement(
     "defer",
     f"""
@@ -102,7 +111,7 @@ _SET = Statement(
     UPDATE cloacina.tenants
     SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
         limits_changed_at = clock_timestamp()
-    WHERE name = $1::text AND state <> 'removed'
+    WHERE name = $1::text
     """,
 )
 
@@ -138,14 +147,18 @@ def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
 def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
     """Change a tenant's limits; where none is left, what waits is free to be rung by the next poll.
 
+    Starts that were spent ahead are counted on by the new rate: one that was raised holds at once.
     Needs a transaction: a claim that is being decided by the old limits waits, or is waited for.
 
     Raises:
         UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
+    before = get(cursor, tenant, lock=True)
     _SET.execute(cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused)
-    if cursor.rowcount == 0:
-        raise UnknownTenant(tenant)
+    if limits.max_rate is None:
+        _FORGET_PACE.execute(cursor, tenant)
+    elif before.max_rate is not None and before.max_rate != limits.max_rate:
+        _RESCALE.execute(cursor, tenant, before.max_rate, limits.max_rate)
     if not limits.is_limited:
         _FREE_WAITING.execute(cursor, tenant)
 

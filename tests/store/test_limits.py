@@ -239,6 +239,27 @@ def test_a_rate_below_one_a_second_lets_one_at_a_time_start(
     assert ring_next(database, tenant) == ["b"]
 
 
+def test_a_rate_that_is_changed_holds_at_once_and_spends_nothing_twice(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    limit(database, tenant, max_rate=1 / 3600)
+    for number in range(6):
+        submit(cursor, tenant, f"e{number}")
+    assert not isinstance(claim(database, tenant, "e0"), Deferred)
+    assert claim(database, tenant, "e1") == Deferred()
+    # Of the new rate's bucket the one start is spent.
+    limit(database, tenant, max_rate=3)
+    assert ring_next(database, tenant) == ["e1"]
+    answers = [claim(database, tenant, f"e{number}") for number in range(1, 4)]
+    assert [isinstance(answer, Deferred) for answer in answers] == [False, False, True]
+    # A full bucket stays a full one, and no more, under a lower rate.
+    limit(database, tenant, max_rate=0.1)
+    age(cursor, tenant, 9.9)
+    assert ring_next(database, tenant) == []
+    age(cursor, tenant, 0.2)
+    assert ring_next(database, tenant) == ["e3"]
+
+
 def test_a_message_that_is_declined_costs_nothing_of_the_rate(
     database: Database, cursor: Cursor, tenant: str
 ) -> None:
