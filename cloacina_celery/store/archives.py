@@ -195,6 +195,8 @@ def _restore(cursor: Cursor, path: Path, programs: Path | None) -> None:
                 elif not _RESTRICTION.match(line):
                     statements.append(line)
             _run(cursor, statements)
+            # The script turns it off, and then a login that is not its owner may not touch the catalog.
+            cursor.execute("SET LOCAL row_security = on")
         except BaseException:
             process.kill()
             raise

@@ -6,12 +6,14 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import make_url
 
 from cloacina_celery.core.tenancy import TenantState
 from cloacina_celery.devservers import _wheel_folders
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName, TenantStateRefused
 from cloacina_celery.store import archives, catalog, migrate
 from cloacina_celery.store.database import Database
+from tests.isolation.stages import drop_login, login_of
 from tests.plugin.test_tenant_moves import claim, new
 from tests.plugin.test_tenants import add, tenants_of
 
@@ -205,3 +207,25 @@ def test_a_password_is_in_no_argument() -> None:
     (where, _) = archives._where(url)
     assert "secret" not in where
     assert "sslmode=require" in where
+
+
+def test_a_login_that_does_not_own_the_catalog_imports_too(
+    place: Place, archive: Path, programs: Path | None, new: str, elsewhere: Database
+) -> None:
+    migrate.ensure_catalog(elsewhere)
+    with (
+        login_of(place.observer, elsewhere.url.render_as_string(hide_password=False), "") as url,
+        elsewhere.statement() as cursor,
+    ):
+        database, login = Database(url), make_url(url).username
+        cursor.execute(f"GRANT USAGE ON SCHEMA cloacina TO {login}")
+        cursor.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA cloacina TO {login}")
+        try:
+            archives.import_(database, archive, new, by="ada", rewrite=str, programs=programs)
+        finally:
+            database.dispose()
+            cursor.execute(f"REASSIGN OWNED BY {login} TO CURRENT_USER; DROP OWNED BY {login}")
+            drop_login(place.observer, url)
+    found = catalog.find(elsewhere, new)
+    assert found is not None
+    assert found.state is TenantState.SUSPENDED
