@@ -8,11 +8,17 @@ from datetime import datetime
 from typing import Any
 
 from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState, Verb, entering
-from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
+from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
 from cloacina_celery.store import audit, migrate, roles
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Cursor, Database, LockNotAvailable, UndefinedTable
+from cloacina_celery.store.database import (
+    Cursor,
+    Database,
+    InvalidSchemaName,
+    LockNotAvailable,
+    UndefinedTable,
+)
 
 HAND_OVER_LOCK_TIMEOUT_MS = 5000
 """For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""
@@ -100,6 +106,23 @@ def require(cursor: Cursor, name: str) -> None:
     row = cursor.fetchone()
     if row is None or row[0]:
         raise UnknownTenant(name, removed=row is not None, moved_to=row[1] if row else None)
+
+
+def open_tables(cursor: Cursor, name: str) -> None:
+    """Let nobody drop or move a tenant's tables until the transaction ends; if it has none, do nothing.
+
+    For whoever needs the tenant's row and its tables: the table comes before the row, as for those who remove it.
+
+    Raises:
+        UnknownTenant: they were dropped or moved while this waited.
+    """
+    table = f"{quote(name)}.cloacina_executions"
+    cursor.execute("SELECT to_regclass(%s)", (table,))
+    if cursor.fetchone() != (None,):
+        try:
+            cursor.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+        except (UndefinedTable, InvalidSchemaName) as error:
+            raise UnknownTenant(name, removed=True) from error
 
 
 def lock(cursor: Cursor, name: str) -> Tenant:

@@ -16,7 +16,7 @@ from cloacina_celery.core.protocol import WAITING
 from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import executions
+from cloacina_celery.store import catalog, executions
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Claim, Ring
@@ -33,6 +33,7 @@ COMING = 1.0
 # Two statements in one message: the second one's snapshot is taken when the lock is held, so it sees the claims of
 # all who held it before.
 _LOCK = f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext('{{s}}'));"
+_ALONE = Statement("limits_alone", _LOCK)
 _ROOM = Statement(
     "room",
     _LOCK
@@ -106,8 +107,7 @@ _FREE_WAITING = Statement(
 )
 _SET = Statement(
     "set_limits",
-    _LOCK
-    + """
+    """
     UPDATE cloacina.tenants
     SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
         limits_changed_at = clock_timestamp()
@@ -133,6 +133,10 @@ def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
     Raises:
         UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
+    if lock:
+        # In the order of the claims, and of those who remove the tenant: its lock, its table, its row.
+        _ALONE.execute(cursor, tenant)
+        catalog.open_tables(cursor, tenant)
     cursor.execute(
         "SELECT max_concurrent_tasks, max_rate, is_paused, state = 'removed', moved_to"
         " FROM cloacina.tenants WHERE name = %s" + (" FOR UPDATE" if lock else ""),

@@ -10,11 +10,12 @@ import pytest
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.tenancy import Verb
-from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal
-from cloacina_celery.store.database import LockNotAvailable
+from cloacina_celery.errors import TenantStateRefused, UnknownTenant
+from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal, tenancy
+from cloacina_celery.store.database import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
+from tests.support.waiting import wait_for_row
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
@@ -315,6 +316,37 @@ def test_a_row_that_somebody_holds_keeps_the_tenants_other_claims_waiting_no_lon
         finally:
             holder.execute("ROLLBACK")
     assert claim(database, tenant, "held").attempt == 1
+
+
+@pytest.mark.parametrize("verb", ["limit", "give back"])
+def test_a_verb_that_races_a_removal_waits_for_it_and_neither_ends_in_a_deadlock(
+    database: Database, tenant: str, observer: extensions.connection, verb: str
+) -> None:
+    tenancy.suspend(database, tenant, by="test")
+
+    def work(lent: Cursor) -> object:
+        if verb == "limit":
+            return limits.put(lent, tenant, Limits())
+        return tenancy.give_back(database, tenant, by="test")
+
+    with database.transaction() as removing:
+        removal.shut(removing, tenant)
+        rival = Rival(database, work)
+        wait_for_row(
+            observer,
+            "SELECT 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted",
+            why="the verb to wait",
+        )
+        # A rival that had the row by now would wait for the table, and we for the row.
+        assert catalog.lock(removing, tenant).name == tenant
+        removal.drop_schema(removing, tenant)
+    with pytest.raises(UnknownTenant, match="was removed"):
+        rival.answer()
+
+
+def test_a_deadlock_all_the_same_is_told_as_a_lock_that_is_not_to_be_had() -> None:
+    with pytest.raises(TenantStateRefused, match="do this again"), removal.in_use("tenant_x", Verb.DROP):
+        raise DeadlockDetected
 
 
 def test_a_removed_tenant_has_no_limits_and_the_next_of_its_name_begins_without(
