@@ -10,7 +10,7 @@ from typing import Any
 from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState, Verb, entering
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
-from cloacina_celery.store import audit, migrate, roles
+from cloacina_celery.store import audit, busy, migrate, roles
 from cloacina_celery.store.bounded import bound
 from cloacina_celery.store.database import (
     Cursor,
@@ -168,6 +168,8 @@ def create(database: Database, name: str, *, legacy: bool = False, by: str = NOB
         enter(cursor, name, Verb.CREATE, there, by=by)
         migrate.upgrade(connection, name, "tenant")
         roles.isolate_new(cursor, name, database.isolation)
+        # Whoever has marked the removed one of this name lately will not do so again for a while.
+        busy.hand_over(cursor, name, name)
     return True
 
 
