@@ -19,7 +19,7 @@ from cloacina_celery.runtime.context import current_worker_id
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import steady_clock
 from cloacina_celery.store import executions, limits
-from cloacina_celery.store.database import InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.database import InvalidSchemaName, LockNotAvailable, UndefinedTable, one_line
 from cloacina_celery.store.executions import Claim
 from cloacina_celery.store.limits import Deferred
 from cloacina_celery.telemetry import log
@@ -94,8 +94,17 @@ class Claimer:
             is_in_doubt = True
             log("claim.waiting", tenant=tenant, execution_id=request.id, error=error)
 
+        def ask_or_let_go() -> Claim | Deferred | None:
+            try:
+                return ask()
+            except LockNotAvailable as error:
+                # Limited tenants' claims queue up behind this one: they go first, and the row is asked for again.
+                raise DatabaseUnavailable(
+                    f"another transaction holds the execution's row: {one_line(error)}"
+                ) from error
+
         try:
-            claim = until_available(ask, wait)
+            claim = until_available(ask_or_let_go, wait)
         except (UndefinedTable, InvalidSchemaName) as error:
             kernel.tenants.forget(tenant)
             log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))

@@ -81,10 +81,12 @@ class TenantDirectory:
         for name in names:
             self._note(name, found.get(name), now)
 
-    def learn(self, name: str) -> None:
-        """Remember that the tenant exists."""
-        self._known[name] = Standing(name=name)
-        self._fresh_until.pop(name, None)
+    def learn(self, names: Sequence[str]) -> None:
+        """Ask the catalog about these names, in one statement, and remember what it says."""
+        now = time.monotonic()
+        found = self._look_up(names) if names else {}
+        for name in names:
+            self._note(name, found.get(name), now)
 
     def forget(self, name: str) -> None:
         """Look the tenant up again at its next use."""

@@ -115,10 +115,10 @@ class Followed:
                 expected=migrate.head_of("tenant"),
             )
         self._mismatched = mismatched
-        for name in names:
-            if name not in mismatched:
-                self._kernel.tenants.learn(name)
-        return [name for name in names if name not in mismatched]
+        matching = [name for name in names if name not in mismatched]
+        # As they stand, and not just that they exist: keys are counted by a tenant's epoch and key space.
+        self._kernel.tenants.learn(matching)
+        return matching
 
     def _apply(self, consumer: Any) -> None:
         # Celery may come here late and more than once: what counts is what the last look saw.

@@ -24,6 +24,7 @@ class TenantMoves(TenantBase):
 
         Raises:
             InvalidTenantName: the new name cannot be a tenant's, or ``old`` is ``public``.
+            IsolationRefused: it has a role, which the login may not rename.
             TenantStateRefused: it is not suspended, something runs in it, or the new name is in use.
             TenantUnfinished: it is moved, and the old queue is not gone yet; do it again.
             UnknownTenant: there is none of the old name.

@@ -18,7 +18,7 @@ from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName
 from cloacina_celery.store import audit, busy, catalog, migrate, roles, tenancy
-from cloacina_celery.store.database import Cursor, Database, DriverError
+from cloacina_celery.store.database import Cursor, Database, DriverError, RoleRefused
 from cloacina_celery.store.moves import Rewrite, require_free, rewrite_all, unring_all
 
 KEYS = "cloacina_celery: idempotency keys are counted by "
@@ -42,7 +42,7 @@ def export(database: Database, name: str, path: Path, *, by: str, programs: Path
         programs: the folder of pg_dump; by default it is looked for on the PATH.
 
     Raises:
-        ArchiveRefused: pg_dump is missing, older than the server, or fails.
+        ArchiveRefused: pg_dump is missing, older than the server, or fails; or the login may not read the tenant's.
         InvalidTenantName: it is ``public``, whose schema is not the tenant's alone.
         UnknownTenant: there is none of this name, or it was removed.
     """
@@ -56,6 +56,7 @@ def export(database: Database, name: str, path: Path, *, by: str, programs: Path
         after(Verb.EXPORT, tenant.standing)
         if tenant.standing.key_space != name:
             cursor.execute(f"COMMENT ON SCHEMA {quote(name)} IS %s", (KEYS + tenant.standing.key_space,))
+        _let_login_read(cursor, name)
     partial = path.with_name(f"{path.name}.part")
     options = ("-Fc", "--no-owner", "--no-privileges", f"--schema={quote(name)}", f"--file={partial}")
     try:
@@ -80,6 +81,39 @@ def export(database: Database, name: str, path: Path, *, by: str, programs: Path
             by=by,
             detail=f"{path.stat().st_size} bytes",
         )
+
+
+def _let_login_read(cursor: Cursor, name: str) -> None:
+    """Have the tenant's role, if it has one, let the login, which may take it, read what it owns: pg_dump takes none.
+
+    Raises:
+        ArchiveRefused: the login may not take the role.
+    """
+    role = roles.roles(cursor)[name]
+    if role is None:
+        return
+    cursor.execute(
+        """
+        SELECT format('GRANT SELECT ON %%s %%I.%%I TO %%I', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                      nspname, relname, current_user)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE n.oid = to_regnamespace(%s) AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+          AND pg_get_userbyid(relowner) = %s AND NOT has_table_privilege(c.oid, 'SELECT')
+        """,
+        (quote(name), role),
+    )
+    grants = [statement for (statement,) in cursor.fetchall()]
+    if not grants:
+        return
+    try:
+        cursor.execute("SELECT set_config('role', %s, true)", (role,))
+        cursor.execute("; ".join(grants))
+        cursor.execute("SELECT set_config('role', 'none', true)")
+    except RoleRefused as error:
+        raise ArchiveRefused(
+            f"tenant {name} has tables of its own that this login may not read: "
+            f'GRANT "{role}" TO the login ({" ".join(str(error).split())})'
+        ) from error
 
 
 def schema_in(path: Path, *, programs: Path | None = None) -> str:
@@ -195,6 +229,8 @@ def _restore(cursor: Cursor, path: Path, programs: Path | None) -> None:
                 elif not _RESTRICTION.match(line):
                     statements.append(line)
             _run(cursor, statements)
+            # The script turns it off, and then a login that is not its owner may not touch the catalog.
+            cursor.execute("SET LOCAL row_security = on")
         except BaseException:
             process.kill()
             raise

@@ -8,11 +8,17 @@ from datetime import datetime
 from typing import Any
 
 from cloacina_celery.core.tenancy import KNOWN_FOR, Standing, TenantState, Verb, entering
-from cloacina_celery.core.tenant import LEGACY_TENANT, validate_tenant_name
+from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
-from cloacina_celery.store import audit, migrate, roles
+from cloacina_celery.store import audit, busy, migrate, roles
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Cursor, Database, LockNotAvailable, UndefinedTable
+from cloacina_celery.store.database import (
+    Cursor,
+    Database,
+    InvalidSchemaName,
+    LockNotAvailable,
+    UndefinedTable,
+)
 
 HAND_OVER_LOCK_TIMEOUT_MS = 5000
 """For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""
@@ -90,6 +96,35 @@ def exists(database: Database, name: str) -> bool:
     return found is not None and found.standing.exists
 
 
+def require(cursor: Cursor, name: str) -> None:
+    """Do nothing if a tenant exists, as this connection sees it now.
+
+    Raises:
+        UnknownTenant: there is none, or it was removed.
+    """
+    cursor.execute("SELECT state = 'removed', moved_to FROM cloacina.tenants WHERE name = %s", (name,))
+    row = cursor.fetchone()
+    if row is None or row[0]:
+        raise UnknownTenant(name, removed=row is not None, moved_to=row[1] if row else None)
+
+
+def open_tables(cursor: Cursor, name: str) -> None:
+    """Let nobody drop or move a tenant's tables until the transaction ends; if it has none, do nothing.
+
+    For whoever needs the tenant's row and its tables: the table comes before the row, as for those who remove it.
+
+    Raises:
+        UnknownTenant: they were dropped or moved while this waited.
+    """
+    table = f"{quote(name)}.cloacina_executions"
+    cursor.execute("SELECT to_regclass(%s)", (table,))
+    if cursor.fetchone() != (None,):
+        try:
+            cursor.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+        except (UndefinedTable, InvalidSchemaName) as error:
+            raise UnknownTenant(name, removed=True) from error
+
+
 def lock(cursor: Cursor, name: str) -> Tenant:
     """Lock a tenant's row for the transaction, so that one verb at a time acts on it.
 
@@ -133,6 +168,8 @@ def create(database: Database, name: str, *, legacy: bool = False, by: str = NOB
         enter(cursor, name, Verb.CREATE, there, by=by)
         migrate.upgrade(connection, name, "tenant")
         roles.isolate_new(cursor, name, database.isolation)
+        # Whoever has marked the removed one of this name lately will not do so again for a while.
+        busy.hand_over(cursor, name, name)
     return True
 
 
@@ -187,7 +224,7 @@ def enter(
 
     Args:
         there: what `look_for_name` found.
-        heir_of: the tenant that moves to this name, with its settings and idempotency keys.
+        heir_of: the tenant that moves to this name, with its settings, limits and idempotency keys.
         key_space: what its idempotency keys were counted by where it comes from.
 
     Raises:
@@ -200,21 +237,23 @@ def enter(
     cursor.execute(
         """
         INSERT INTO cloacina.tenants AS tenants
-            (name, is_legacy, state, epoch, changed_by, retain_succeeded, retain_failed, key_space, revision)
-        VALUES (%s, %s, %s, 1, %s, %s, %s, %s, %s)
+            (name, is_legacy, state, epoch, changed_by, key_space, retain_succeeded, retain_failed, revision,
+             max_concurrent_tasks, max_rate, is_paused, limits_changed_at)
+        SELECT %s, %s, %s, 1, %s, %s, heir.retain_succeeded, heir.retain_failed, heir.revision,
+               heir.max_concurrent_tasks, heir.max_rate, coalesce(heir.is_paused, false), clock_timestamp()
+        FROM (SELECT %s::text AS name) AS wanted LEFT JOIN cloacina.tenants heir USING (name)
         ON CONFLICT (name) DO UPDATE SET
             is_legacy = excluded.is_legacy, state = excluded.state, epoch = tenants.epoch + 1, created_at = now(),
             refuses_submits = false, retain_succeeded = excluded.retain_succeeded,
             retain_failed = excluded.retain_failed, key_space = excluded.key_space, recovery_paced_until = NULL,
             revision = excluded.revision, unfinished = NULL, moved_to = NULL,
+            max_concurrent_tasks = excluded.max_concurrent_tasks, max_rate = excluded.max_rate,
+            is_paused = excluded.is_paused, limits_changed_at = excluded.limits_changed_at,
             changed_at = now(), changed_by = excluded.changed_by
         RETURNING epoch
         """,
-        (
-            name, name == LEGACY_TENANT, state, by, heir_of and heir_of.retain_succeeded,
-            heir_of and heir_of.retain_failed, key_space, heir_of and heir_of.revision,
-        ),
-    )  # fmt: skip
+        (name, name == LEGACY_TENANT, state, by, key_space, heir_of and heir_of.name),
+    )
     row = cursor.fetchone()
     detail = f"as {state}" + (f", from {heir_of.name}" if heir_of else "")
     audit.record(cursor, name, verb, "entered", epoch=row[0] if row else None, by=by, detail=detail)

@@ -36,6 +36,7 @@ _LOST = "_cloacina_lost_connection"
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
 LockNotAvailable = psycopg2.errors.LockNotAvailable
+DeadlockDetected = psycopg2.errors.DeadlockDetected
 RoleRefused = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)
 DriverError = psycopg2.Error
 PassingTrouble = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from cloacina_celery.errors import CloacinaError, UnknownTenant
+from cloacina_celery.errors import CloacinaError
 from cloacina_celery.store import catalog, migrate, roles
 from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
 
@@ -49,7 +49,7 @@ def migrate_tenant(database: Database, name: str) -> None:
     """Run the pending migrations of the catalog and of one tenant, each in one transaction.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        UnknownTenant: the catalog does not know it, or knows that it was removed.
         SchemaMismatch: one of them is newer than this version of the package.
         DBAPIError, DriverError: the database refused; somebody may have held a lock on its tables all the time.
     """
@@ -58,15 +58,16 @@ def migrate_tenant(database: Database, name: str) -> None:
 
 
 def _upgrade(database: Database, name: str) -> None:
-    if not catalog.exists(database, name):
-        raise UnknownTenant(name)
     for attempt in range(1, TRIES + 1):
         try:
             with database.engine.begin() as connection:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 migrate.lock_tenant(connection, name)
+                cursor = connection.connection.cursor()
+                # Only now: whoever dropped or renamed it meanwhile held the lock, and we would make its schema again.
+                catalog.require(cursor, name)
                 migrate.upgrade(connection, name, "tenant")
-                roles.grant_again(connection.connection.cursor(), name)
+                roles.grant_again(cursor, name)
             return
         except (DBAPIError, LockNotAvailable) as error:
             if not isinstance(getattr(error, "orig", error), LockNotAvailable) or attempt == TRIES:

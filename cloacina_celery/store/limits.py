@@ -16,7 +16,8 @@ from cloacina_celery.core.protocol import WAITING
 from cloacina_celery.core.tenancy import FIRST_EPOCH
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import executions
+from cloacina_celery.store import catalog, executions
+from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.executions import Claim, Ring
 from cloacina_celery.store.guards import may, where
@@ -32,6 +33,7 @@ COMING = 1.0
 # Two statements in one message: the second one's snapshot is taken when the lock is held, so it sees the claims of
 # all who held it before.
 _LOCK = f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext('{{s}}'));"
+_ALONE = Statement("limits_alone", _LOCK)
 _ROOM = Statement(
     "room",
     _LOCK
@@ -45,7 +47,8 @@ _ROOM = Statement(
                        FROM {s}.cloacina_pace p), 0) * t.max_rate + 1e-6) END,
                $2::int) END,
            t.max_rate,
-           set_config('synchronous_commit', 'off', true)
+           set_config('synchronous_commit', 'off', true),
+           set_config('lock_timeout', $3::text, true)
     FROM cloacina.tenants t WHERE t.name = $1::text
     """,
 )
@@ -57,6 +60,15 @@ _SPEND = Statement(
     SET full_at = greatest(p.full_at, clock_timestamp()) + make_interval(secs => 1 / $1::float8)
     """,
 )
+_RESCALE = Statement(
+    "rescale",
+    """
+    UPDATE {s}.cloacina_pace SET full_at = clock_timestamp() + make_interval(secs => least(
+        greatest(extract(epoch FROM full_at - clock_timestamp()), 0)::float8 * $1::float8, greatest($2::float8, 1)
+    ) / $2::float8)
+    """,
+)
+_FORGET_PACE = Statement("forget_pace", "DELETE FROM {s}.cloacina_pace")
 _DEFER = Statement(
     "defer",
     f"""
@@ -95,8 +107,7 @@ _FREE_WAITING = Statement(
 )
 _SET = Statement(
     "set_limits",
-    _LOCK
-    + """
+    """
     UPDATE cloacina.tenants
     SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
         limits_changed_at = clock_timestamp()
@@ -120,30 +131,38 @@ def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
     """Read a tenant's limits; with ``lock`` they stay as they are until the transaction's end.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
+    if lock:
+        # In the order of the claims, and of those who remove the tenant: its lock, its table, its row.
+        _ALONE.execute(cursor, tenant)
+        catalog.open_tables(cursor, tenant)
     cursor.execute(
-        "SELECT max_concurrent_tasks, max_rate, is_paused FROM cloacina.tenants WHERE name = %s"
-        + (" FOR UPDATE" if lock else ""),
+        "SELECT max_concurrent_tasks, max_rate, is_paused, state = 'removed', moved_to"
+        " FROM cloacina.tenants WHERE name = %s" + (" FOR UPDATE" if lock else ""),
         (tenant,),
     )
     row = cursor.fetchone()
-    if row is None:
-        raise UnknownTenant(tenant)
+    if row is None or row[3]:
+        raise UnknownTenant(tenant, removed=row is not None, moved_to=row[4] if row else None)
     return Limits(max_concurrent_tasks=row[0], max_rate=row[1], is_paused=row[2])
 
 
 def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
     """Change a tenant's limits; where none is left, what waits is free to be rung by the next poll.
 
+    Starts that were spent ahead are counted on by the new rate: one that was raised holds at once.
     Needs a transaction: a claim that is being decided by the old limits waits, or is waited for.
 
     Raises:
-        UnknownTenant: the catalog does not know it.
+        UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
+    before = get(cursor, tenant, lock=True)
     _SET.execute(cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused)
-    if cursor.rowcount == 0:
-        raise UnknownTenant(tenant)
+    if limits.max_rate is None:
+        _FORGET_PACE.execute(cursor, tenant)
+    elif before.max_rate is not None and before.max_rate != limits.max_rate:
+        _RESCALE.execute(cursor, tenant, before.max_rate, limits.max_rate)
     if not limits.is_limited:
         _FREE_WAITING.execute(cursor, tenant)
 
@@ -183,6 +202,10 @@ def claim(
     """Open the lease for ``attempt`` if the tenant has room, else let its row wait; ``None`` declines the message.
 
     Needs a transaction: its lock makes the tenant's claims queue up, so that each counts those before it.
+
+    Raises:
+        LockNotAvailable: another transaction holds the row for longer than a second. The others' claims are not to
+            wait for it: this one must let go of the tenant's lock, and be tried again.
     """
     room, rate = _room(cursor, tenant)
     if room > 0:
@@ -228,7 +251,7 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
 
 
 def _room(cursor: Cursor, tenant: str) -> tuple[int, float | None]:
-    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT)
+    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT, str(LOCK_TIMEOUT_MS))
     row = cursor.fetchone()
     # A tenant that was dropped meanwhile has no row; whoever asks will find its tables gone.
     return (int(row[0]), row[1]) if row else (NO_LIMIT, None)

@@ -57,6 +57,7 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
 
     Raises:
         InvalidTenantName: the new name cannot be a tenant's.
+        IsolationRefused: see `roles.rename` and, for an adoption, `roles.isolate_new`.
         TenantStateRefused: it is not suspended, something runs in it, or the new name is in use.
         UnknownTenant: there is none of the old name.
     """

@@ -10,7 +10,7 @@ from cloacina_celery.core.tenant import LEGACY_TENANT, quote
 from cloacina_celery.errors import TenantStateRefused
 from cloacina_celery.store import audit, busy, catalog, migrate, roles
 from cloacina_celery.store.bounded import bounded_transaction
-from cloacina_celery.store.database import Cursor, Database, LockNotAvailable
+from cloacina_celery.store.database import Cursor, Database, DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.tenancy import LOCK_TIMEOUT_MS, count_open, move_to
 
 LONG = 1.0
@@ -178,7 +178,7 @@ def in_use(name: str, verb: Verb) -> Iterator[None]:
     """
     try:
         yield
-    except LockNotAvailable as error:
+    except (LockNotAvailable, DeadlockDetected) as error:
         raise TenantStateRefused(
             name, "in use", verb,
             "a transaction in its tables does not end. pg_stat_activity shows whose; end it, and do this again",

@@ -225,6 +225,9 @@ def rename(cursor: Cursor, old: str, new: str) -> None:
     """Give the role of a tenant that has moved from ``old`` to ``new``, if it has one, the name of ``new``.
 
     The catalog must know both.
+
+    Raises:
+        IsolationRefused: the login may not rename a role, or the new name is taken.
     """
     can = powers(cursor)
     before, after = role_of(old, can.database), role_of(new, can.database)
@@ -233,9 +236,20 @@ def rename(cursor: Cursor, old: str, new: str) -> None:
         return
     if _mark_of(cursor, after) is not None:
         raise IsolationRefused(new, _taken(after))
-    _run(cursor, "ALTER ROLE {before} RENAME TO {after}", before=before, after=after)
     mark = _MARK.format(can.database, f"tenant {new}")
-    cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(after)), (mark,))
+    try:
+        _run(cursor, "ALTER ROLE {before} RENAME TO {after}", before=before, after=after)
+        cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(after)), (mark,))
+    except errors.InsufficientPrivilege:
+        login = _plain(can.login)
+        member = (
+            f", and GRANT {_plain(before)} TO {login} WITH ADMIN OPTION"
+            if can.version >= INHERIT_OPTION
+            else ""
+        )
+        raise IsolationRefused(
+            old, f"login {can.login!r} may not rename its role: ALTER ROLE {login} CREATEROLE{member}"
+        ) from None
     cursor.execute("UPDATE cloacina.tenants SET role = %s WHERE name = %s", (after, new))
 
 

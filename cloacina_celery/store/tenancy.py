@@ -105,6 +105,7 @@ def give_back(database: Database, name: str, *, by: str) -> int:
     The attempts' fences are closed with it: what they still do is rolled back.
     """
     with bounded_transaction(database, lock_timeout_ms=LOCK_TIMEOUT_MS) as cursor:
+        catalog.open_tables(cursor, name)
         tenant = catalog.lock(cursor, name)
         if tenant.state is not TenantState.SUSPENDED:
             return 0  # somebody resumed it meanwhile

@@ -44,6 +44,20 @@ def test_no_more_than_the_limit_run_at_once_on_all_workers_and_no_slot_is_idle(
     assert took < ideal * 1.5
 
 
+def test_one_row_that_somebody_holds_waits_and_the_tenants_others_run(stage: Stage) -> None:
+    stage.bazaar.cloacina.tenants.limit(stage.tenant, max_concurrent_tasks=9)
+    held = stage.send("add", 1, 2)
+    with stage.observer.cursor() as holder:
+        holder.execute(f"BEGIN; SELECT FROM {stage.tenant}.cloacina_executions FOR UPDATE")
+        try:
+            worker = stage.worker(concurrency=2)
+            worker.wait_log(r"claim\.waiting.*another transaction holds the execution's row")
+            assert stage.send("add", 3, 4).get(timeout=15) == 7
+        finally:
+            holder.execute("ROLLBACK")
+    assert held.get(timeout=15) == 3
+
+
 def test_those_that_wait_start_in_order(stage: Stage) -> None:
     stage.bazaar.cloacina.tenants.limit(stage.tenant, max_concurrent_tasks=1)
     stage.worker(concurrency=4)

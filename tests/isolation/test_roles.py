@@ -10,7 +10,7 @@ from sqlalchemy import text
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.core.tenant import role_of
 from cloacina_celery.errors import IsolationRefused, UnknownTenant
-from cloacina_celery.store import catalog, executions, fleet, migrate, queries, removal, roles
+from cloacina_celery.store import catalog, executions, fleet, migrate, moves, queries, removal, roles, tenancy
 from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession, driver_cursor
 from tests.isolation.stages import drop_login, login_of
@@ -342,6 +342,28 @@ def test_a_tenant_that_moves_takes_its_role_along(make: Callable[..., Database])
         session.commit()
     drop(database, "tenant_new")
     assert ask(database, "SELECT 1 FROM pg_roles WHERE rolname LIKE 'cloacina_tenant_new%'") == []
+
+
+def test_a_move_by_a_login_that_may_not_rename_the_role_is_refused_and_nothing_has_moved(
+    make: Callable[..., Database], database_server: str
+) -> None:
+    database = make()
+    catalog.create(database, TENANT)
+    tenancy.suspend(database, TENANT, by="test")
+    server, login = connect(database_server), database.url.username
+    with server.cursor() as cursor:
+        cursor.execute(f"ALTER ROLE {login} NOCREATEROLE")
+        with pytest.raises(
+            IsolationRefused, match=f'may not rename its role: ALTER ROLE "{login}" CREATEROLE'
+        ):
+            moves.move(database, TENANT, "tenant_new", Verb.RENAME, by="test", rewrite=str)
+        assert catalog.names(database) == [TENANT]
+        assert role(database) is not None
+        # What it says is what mends it.
+        cursor.execute(f"ALTER ROLE {login} CREATEROLE")
+    server.close()
+    assert moves.move(database, TENANT, "tenant_new", Verb.RENAME, by="test", rewrite=str)
+    drop(database, "tenant_new")
 
 
 def test_public_and_a_tenant_that_is_not_there_are_refused_a_role(make: Callable[..., Database]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cloacina_celery.core.shard import Selection
+from cloacina_celery.errors import DatabaseUnavailable
+from cloacina_celery.plugin.selection import Followed
 from cloacina_celery.store import executions
 from tests.support.waiting import wait_for_row
 
@@ -101,3 +105,26 @@ def test_a_call_waits_for_the_transaction_that_has_its_key_and_takes_over_if_tha
     assert place.rows(tenant) == [(ids[0], "pending")]
     (message,) = place.messages(tenant)
     assert message["body"][0] == ([1, 2] if first_commits else [8, 9])
+
+
+def test_a_worker_that_selects_a_tenant_by_a_pattern_knows_its_keys_also_when_the_database_is_away(
+    place: Place, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place.observer.cursor() as cursor:
+        cursor.execute(
+            "UPDATE cloacina.tenants SET epoch = 2, key_space = 'older' WHERE name = %s", (tenant,)
+        )
+    kernel = place.shop.cloacina.parts.kernel
+    kernel.tenants.forget(tenant)
+    worker = SimpleNamespace(app=place.shop.app)
+    followed = Followed(kernel, worker, Selection.of([tenant[:-1] + "*"]))
+    assert tenant in followed._missing()[0]
+
+    def away(_names: object) -> Any:
+        raise DatabaseUnavailable("it restarts")
+
+    # The catalog is asked anew each second.
+    monkeypatch.setattr(kernel.tenants, "_fresh_until", {})
+    monkeypatch.setattr(kernel.tenants, "_look_up", away)
+    read = kernel.tenants.standing_of(tenant)
+    assert (read.epoch, read.key_space) == (2, "older")

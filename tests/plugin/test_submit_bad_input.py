@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,6 +264,7 @@ def test_a_tenant_that_another_process_dropped_is_unknown_at_its_next_use(place:
     executions = cloacina.executions(tenant)
     result = place.shop.add.apply_async((1, 2), tenant=tenant)
     with place.observer.cursor() as cursor:
+        standing = cloacina.parts.kernel.tenants.standing_of(tenant)
         cursor.execute(f"DROP SCHEMA {tenant} CASCADE; DELETE FROM cloacina.tenants WHERE name = '{tenant}'")
     calls: list[Callable[[], Any]] = [
         lambda: executions.get(result.id),
@@ -275,7 +277,8 @@ def test_a_tenant_that_another_process_dropped_is_unknown_at_its_next_use(place:
         lambda: result.revoke(),
     ]
     for call in calls:
-        cloacina.parts.kernel.tenants.learn(tenant)
+        # What this process read before.
+        cloacina.parts.kernel.tenants._note(tenant, standing, time.monotonic())
         with pytest.raises(UnknownTenant, match=tenant):
             call()
 

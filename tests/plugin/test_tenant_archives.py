@@ -6,12 +6,15 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import make_url, text
 
-from cloacina_celery.core.tenancy import TenantState
+from cloacina_celery.core.tenancy import TenantState, Verb
 from cloacina_celery.devservers import _wheel_folders
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName, TenantStateRefused
-from cloacina_celery.store import archives, catalog, migrate
+from cloacina_celery.store import archives, catalog, migrate, removal
 from cloacina_celery.store.database import Database
+from cloacina_celery.store.sessions import TenantSession, driver_cursor
+from tests.isolation.stages import drop_login, login_of
 from tests.plugin.test_tenant_moves import claim, new
 from tests.plugin.test_tenants import add, tenants_of
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cloacina_celery.store.database import Cursor
     from tests.plugin.conftest import Place
     from tests.support.databases import Databases
 
@@ -205,3 +209,70 @@ def test_a_password_is_in_no_argument() -> None:
     (where, _) = archives._where(url)
     assert "secret" not in where
     assert "sslmode=require" in where
+
+
+def test_a_login_that_does_not_own_the_catalog_imports_too(
+    place: Place, archive: Path, programs: Path | None, new: str, elsewhere: Database
+) -> None:
+    migrate.ensure_catalog(elsewhere)
+    with (
+        login_of(place.observer, elsewhere.url.render_as_string(hide_password=False), "") as url,
+        elsewhere.statement() as cursor,
+    ):
+        database, login = Database(url), make_url(url).username
+        cursor.execute(f"GRANT USAGE ON SCHEMA cloacina TO {login}")
+        cursor.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA cloacina TO {login}")
+        try:
+            archives.import_(database, archive, new, by="ada", rewrite=str, programs=programs)
+        finally:
+            database.dispose()
+            cursor.execute(f"REASSIGN OWNED BY {login} TO CURRENT_USER; DROP OWNED BY {login}")
+            drop_login(place.observer, url)
+    found = catalog.find(elsewhere, new)
+    assert found is not None
+    assert found.state is TenantState.SUSPENDED
+
+
+def test_what_a_tenants_role_has_made_is_exported_by_a_login_that_has_none_of_its_rights(
+    place: Place, tenant: str, programs: Path | None, elsewhere: Database, tmp_path: Path
+) -> None:
+    odd = '"Odd ""Name"" 100%"'
+    with (
+        login_of(
+            place.observer, elsewhere.url.render_as_string(hide_password=False), "CREATEROLE NOINHERIT"
+        ) as url,
+        elsewhere.statement() as cursor,
+    ):
+        database = Database(url)
+        try:
+            catalog.create(database, tenant)
+            with TenantSession(database, tenant) as session:
+                # The driver's own cursor: SQLAlchemy takes a percent sign for a parameter.
+                made = driver_cursor(session)
+                made.execute(f"CREATE TABLE {odd} (id serial PRIMARY KEY)")
+                made.execute(f"INSERT INTO {odd} DEFAULT VALUES; CREATE VIEW seen AS SELECT * FROM {odd}")
+                session.commit()
+            for _ in range(2):
+                archives.export(database, tenant, tmp_path / "dump", by="ada", programs=programs)
+            removal.remove(database, tenant, by="ada")
+            removal.confirm(database, tenant, Verb.DROP, by="ada", detail="")
+            archives.import_(database, tmp_path / "dump", tenant, by="ada", rewrite=str, programs=programs)
+            with TenantSession(database, tenant) as session:
+                assert session.execute(text("SELECT id FROM seen")).scalar_one() == 1
+            removal.remove(database, tenant, by="ada")
+        finally:
+            database.dispose()
+            login = make_url(url).username
+            cursor.execute(f"REASSIGN OWNED BY {login} TO CURRENT_USER; DROP OWNED BY {login}")
+            for (role,) in roles_left(cursor):
+                cursor.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+            drop_login(place.observer, url)
+
+
+def roles_left(cursor: Cursor) -> list[tuple[str]]:
+    """List the roles of a database's tenants."""
+    cursor.execute(
+        "SELECT rolname FROM pg_roles r, pg_database d WHERE datname = current_database()"
+        " AND shobj_description(r.oid, 'pg_authid') LIKE format('cloacina_celery, database %s:%%', d.oid)"
+    )
+    return cursor.fetchall()

@@ -50,6 +50,7 @@ def test_a_renamed_tenant_has_its_rows_and_keys_under_the_new_name_and_waits(
 ) -> None:
     tenants = tenants_of(place)
     tenants.set(tenant, retain_failed=60)
+    limited = tenants.limit(tenant, max_concurrent_tasks=3, max_rate=0.5, paused=True)
     execution_id = add(place, tenant, idempotency_key="order-42")
     with pytest.raises(TenantStateRefused, match=f"run `tenant suspend {tenant}` first"):
         tenants.rename(tenant, new)
@@ -60,6 +61,11 @@ def test_a_renamed_tenant_has_its_rows_and_keys_under_the_new_name_and_waits(
     assert add(place, new, idempotency_key="order-42") == execution_id
     found = tenants.get(new)
     assert (found.state, found.retain_failed, found.epoch) == (TenantState.SUSPENDED, 60, 1)
+    assert tenants.limits(new) == limited
+    with place.observer.cursor() as cursor:
+        # As late as the move, so that the workers of the new name see that it is limited.
+        cursor.execute("SELECT limits_changed_at >= changed_at FROM cloacina.tenants WHERE name = %s", (new,))
+        assert cursor.fetchall() == [(True,)]
     assert claim(place, new, execution_id) is None
     tenants.resume(new)
     assert place.shop.cloacina.sweep() >= 1
@@ -78,6 +84,8 @@ def test_the_old_name_is_a_tombstone_that_says_where_its_tenant_went(
         add(place, tenant)
     with pytest.raises(UnknownTenant, match=f"was moved to '{new}'"):
         tenants.open_for([tenant])
+    with pytest.raises(UnknownTenant, match=f"was moved to '{new}'"):
+        tenants.limit(tenant, paused=True)
     # It may begin anew, as somebody else.
     tenants.create(tenant)
     assert place.rows(tenant) == []

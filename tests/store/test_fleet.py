@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
-from cloacina_celery.store import catalog, fleet, migrate, removal
+from cloacina_celery.core.tenancy import TenantState
+from cloacina_celery.store import catalog, fleet, migrate, removal, tenancy
 from cloacina_celery.store.database import Database
 from tests.support.waiting import wait_for_row
 
@@ -145,3 +146,34 @@ def test_a_tenant_is_not_dropped_while_it_is_migrated(
     holder.commit()
     dropping.join()
     assert not catalog.exists(database, "tenant_03")
+
+
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["dropped", "renamed"])
+def test_a_migration_that_waited_for_a_drop_or_a_rename_does_not_bring_the_schema_back(
+    database: Database, observer: extensions.connection, request: pytest.FixtureRequest, *, is_renamed: bool
+) -> None:
+    holder = database.engine.connect()
+    request.addfinalizer(holder.close)
+    holder.begin()
+    migrate.lock(holder)
+    done: list[fleet.Migrated] = []
+    migrating = threading.Thread(
+        target=lambda: done.extend(fleet.migrate_all(database, ["tenant_03"], jobs=1)), daemon=True
+    )
+    migrating.start()
+    wait_for_row(
+        observer,
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+        why="the migration to wait for the verb",
+    )
+    cursor = holder.connection.cursor()
+    tenant = catalog.lock(cursor, "tenant_03")
+    removal.drop_schema(cursor, "tenant_03")
+    moved_to = "tenant_99" if is_renamed else None
+    tenancy.move_to(cursor, tenant, TenantState.REMOVED, by="test", moved_to=moved_to)
+    holder.commit()
+    migrating.join(30)
+    (only,) = done
+    assert ("was moved to 'tenant_99'" if is_renamed else "was removed") in (only.error or "")
+    with database.statement() as looking:
+        assert removal.is_gone(looking, "tenant_03")

@@ -9,10 +9,13 @@ import pytest
 
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.limits import Limits
-from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import executions, limits, queries, recovery
+from cloacina_celery.core.tenancy import Verb
+from cloacina_celery.errors import TenantStateRefused, UnknownTenant
+from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal, tenancy
+from cloacina_celery.store.database import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
+from tests.support.waiting import wait_for_row
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
@@ -237,6 +240,27 @@ def test_a_rate_below_one_a_second_lets_one_at_a_time_start(
     assert ring_next(database, tenant) == ["b"]
 
 
+def test_a_rate_that_is_changed_holds_at_once_and_spends_nothing_twice(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    limit(database, tenant, max_rate=1 / 3600)
+    for number in range(6):
+        submit(cursor, tenant, f"e{number}")
+    assert not isinstance(claim(database, tenant, "e0"), Deferred)
+    assert claim(database, tenant, "e1") == Deferred()
+    # Of the new rate's bucket the one start is spent.
+    limit(database, tenant, max_rate=3)
+    assert ring_next(database, tenant) == ["e1"]
+    answers = [claim(database, tenant, f"e{number}") for number in range(1, 4)]
+    assert [isinstance(answer, Deferred) for answer in answers] == [False, False, True]
+    # A full bucket stays a full one, and no more, under a lower rate.
+    limit(database, tenant, max_rate=0.1)
+    age(cursor, tenant, 9.9)
+    assert ring_next(database, tenant) == []
+    age(cursor, tenant, 0.2)
+    assert ring_next(database, tenant) == ["e3"]
+
+
 def test_a_message_that_is_declined_costs_nothing_of_the_rate(
     database: Database, cursor: Cursor, tenant: str
 ) -> None:
@@ -273,6 +297,70 @@ def test_limits_are_kept_and_their_changes_are_listed(
         limits.put(lent, "tenant_nobody", wanted)
     with pytest.raises(UnknownTenant):
         limits.get(cursor, "tenant_nobody")
+
+
+def test_a_row_that_somebody_holds_keeps_the_tenants_other_claims_waiting_no_longer_than_its_own_bound(
+    database: Database, cursor: Cursor, tenant: str, observer: extensions.connection
+) -> None:
+    limit(database, tenant, max_concurrent_tasks=9)
+    for name in ("held", "free"):
+        submit(cursor, tenant, name)
+    with observer.cursor() as holder:
+        holder.execute(f"BEGIN; SELECT FROM {tenant}.cloacina_executions WHERE id = 'held' FOR UPDATE")
+        try:
+            rival = Rival(database, lambda lent: claim_in(lent, tenant, "held"))
+            # In a transaction of its own, which the holder's end would let through: it must not need that.
+            with pytest.raises(LockNotAvailable):
+                rival.answer()
+            assert claim(database, tenant, "free").attempt == 1
+        finally:
+            holder.execute("ROLLBACK")
+    assert claim(database, tenant, "held").attempt == 1
+
+
+@pytest.mark.parametrize("verb", ["limit", "give back"])
+def test_a_verb_that_races_a_removal_waits_for_it_and_neither_ends_in_a_deadlock(
+    database: Database, tenant: str, observer: extensions.connection, verb: str
+) -> None:
+    tenancy.suspend(database, tenant, by="test")
+
+    def work(lent: Cursor) -> object:
+        if verb == "limit":
+            return limits.put(lent, tenant, Limits())
+        return tenancy.give_back(database, tenant, by="test")
+
+    with database.transaction() as removing:
+        removal.shut(removing, tenant)
+        rival = Rival(database, work)
+        wait_for_row(
+            observer,
+            "SELECT 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted",
+            why="the verb to wait",
+        )
+        # A rival that had the row by now would wait for the table, and we for the row.
+        assert catalog.lock(removing, tenant).name == tenant
+        removal.drop_schema(removing, tenant)
+    with pytest.raises(UnknownTenant, match="was removed"):
+        rival.answer()
+
+
+def test_a_deadlock_all_the_same_is_told_as_a_lock_that_is_not_to_be_had() -> None:
+    with pytest.raises(TenantStateRefused, match="do this again"), removal.in_use("tenant_x", Verb.DROP):
+        raise DeadlockDetected
+
+
+def test_a_removed_tenant_has_no_limits_and_the_next_of_its_name_begins_without(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    limit(database, tenant, max_concurrent_tasks=1, max_rate=1, is_paused=True)
+    removal.remove(database, tenant, by="test")
+    with pytest.raises(UnknownTenant, match="was removed"):
+        limits.get(cursor, tenant)
+    with pytest.raises(UnknownTenant), database.transaction() as lent:
+        limits.put(lent, tenant, Limits())
+    removal.confirm(database, tenant, Verb.DROP, by="test", detail="")
+    assert catalog.create(database, tenant)
+    assert limits.get(cursor, tenant) == Limits()
 
 
 def test_those_that_wait_are_found_by_their_index(cursor: Cursor, tenant: str) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy.exc import ProgrammingError
 
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import InvalidTenantName, SchemaMismatch, UnknownTenant
-from cloacina_celery.store import catalog, migrate, removal
+from cloacina_celery.plugin.memory import BusyMarks
+from cloacina_celery.store import busy, catalog, migrate, removal
 from cloacina_celery.store.database import Database
 from tests.store.rows import Rival, read, run
 
@@ -204,3 +205,22 @@ def run_prepared(cursor: Cursor, *, epoch: int) -> None:
         prepare=True,
     )
     assert executions.succeed(cursor, "tenant_acme", EXECUTION_ID, 1, None, prepare=True)
+
+
+def test_a_tenant_that_begins_anew_is_marked_as_one_that_may_have_work(
+    database: Database, tenant: str
+) -> None:
+    marks = BusyMarks(lambda name: mark(database, name))
+    marks.ensure(tenant)
+    removal.remove(database, tenant, by="test")
+    removal.confirm(database, tenant, Verb.DROP, by="test", detail="")
+    assert catalog.create(database, tenant)
+    # The process that has marked the removed one does not do so again for a minute.
+    marks.ensure(tenant)
+    with database.statement() as cursor:
+        assert tenant in busy.marked(cursor)
+
+
+def mark(database: Database, name: str) -> None:
+    with database.statement() as cursor:
+        busy.mark(cursor, name)
