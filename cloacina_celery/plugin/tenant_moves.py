@@ -19,8 +19,8 @@ class TenantMoves(TenantBase):
     def rename(self, old: str, new: str, *, by: str | None = None) -> bool:
         """Give a suspended tenant another name, as schema and as queue, and tell whether that was still to do.
 
-        Its rows, settings and idempotency keys come with it; workers that run take the new queue instead of the old
-        one; it stays suspended until `resume`.
+        Its rows, settings, limits and idempotency keys come with it; workers that run take the new queue instead
+        of the old one; it stays suspended until `resume`.
 
         Raises:
             InvalidTenantName: the new name cannot be a tenant's, or ``old`` is ``public``.

@@ -48,7 +48,7 @@ _ROOM = Statement(
                $2::int) END,
            t.max_rate,
            set_config('synchronous_commit', 'off', true),
-           set_config('lock_timeout', $3::text, true)
+           set_config('lock_timeout', coalesce($3::text, current_setting('lock_timeout')), true)
     FROM cloacina.tenants t WHERE t.name = $1::text
     """,
 )
@@ -207,7 +207,7 @@ def claim(
         LockNotAvailable: another transaction holds the row for longer than a second. The others' claims are not to
             wait for it: this one must let go of the tenant's lock, and be tried again.
     """
-    room, rate = _room(cursor, tenant)
+    room, rate = _room(cursor, tenant, row_timeout=str(LOCK_TIMEOUT_MS))
     if room > 0:
         claimed = executions.claim(
             cursor, tenant, execution_id, attempt=attempt, worker_id=worker_id, lease_ttl=lease_ttl, policy=policy,
@@ -250,8 +250,8 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
     return [name for (name,) in cursor.fetchall()]
 
 
-def _room(cursor: Cursor, tenant: str) -> tuple[int, float | None]:
-    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT, str(LOCK_TIMEOUT_MS))
+def _room(cursor: Cursor, tenant: str, row_timeout: str | None = None) -> tuple[int, float | None]:
+    _ROOM.execute(cursor, tenant, tenant, NO_LIMIT, row_timeout)
     row = cursor.fetchone()
     # A tenant that was dropped meanwhile has no row; whoever asks will find its tables gone.
     return (int(row[0]), row[1]) if row else (NO_LIMIT, None)
