@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from cloacina_celery.core.lifecycle import State
@@ -56,7 +57,7 @@ def _time(world: World) -> Iterator[Step]:
         if row.state is State.PENDING and row.run_at > 0:
             due = replace(row, run_at=0.0)
             yield Step(f"{name} becomes due", world._replace(rows=put(world.rows, e, due)), "time")
-        if row.state is State.PENDING and row.rung_at == 0:
+        if row.state is State.PENDING and row.rung_at is not None and LONG_AGO < row.rung_at < inf:
             old = replace(row, rung_at=LONG_AGO)
             told = f"the last ring of {name} is long ago"
             yield Step(told, world._replace(rows=put(world.rows, e, old)), "time")
