@@ -137,7 +137,18 @@ def tenant_drop(
     if not yes and found.standing.exists:
         click.confirm(f"Drop tenant {name} and all data in its schema?", abort=True, err=True)
     limit = FOR_EVER if timeout is None else timeout
-    is_change = cloacina.tenants.drop(name, now=now, timeout=limit, progress=_tell, by=by)
+    is_told = False
+
+    def tell(left: Left) -> None:
+        nonlocal is_told
+        if left and not is_told:
+            is_told = True
+            click.echo(
+                "waiting for what is left to end; --now drops it too, --timeout waits no longer", err=True
+            )
+        _tell(left)
+
+    is_change = cloacina.tenants.drop(name, now=now, timeout=limit, progress=tell, by=by)
     say(as_json, name, "dropped" if is_change else "is removed already", dropped=is_change)
 
 

@@ -144,7 +144,7 @@ def require_free(cursor: Cursor, new: str, verb: Verb) -> None:
     cursor.execute(f"SELECT {function}(%s) IS NULL", (free,))
     if not _one(cursor):
         raise TenantStateRefused(
-            new, "there as a schema already", verb, "choose another name, or see whose it is and drop it"
+            new, "in use already, as a tenant or as somebody's schema", verb, "choose a name that is free"
         )
 
 

@@ -129,7 +129,7 @@ def test_an_import_over_a_tenant_that_is_there_is_refused(
     place: Place, tenant: str, archive: Path, programs: Path | None
 ) -> None:
     before = place.rows(tenant)
-    with pytest.raises(TenantStateRefused, match="there as a schema already"):
+    with pytest.raises(TenantStateRefused, match="in use already"):
         tenants_of(place).import_(archive, programs=programs)
     assert place.rows(tenant) == before
 

@@ -128,11 +128,11 @@ def test_a_name_or_a_schema_that_is_in_use_is_refused(
     place: Place, tenant: str, other_tenant: str, new: str
 ) -> None:
     tenants_of(place).suspend(tenant)
-    with pytest.raises(TenantStateRefused, match="there as a schema already"):
+    with pytest.raises(TenantStateRefused, match="in use already"):
         tenants_of(place).rename(tenant, other_tenant)
     with place.observer.cursor() as cursor:
         cursor.execute(f"CREATE SCHEMA {new}")
-    with pytest.raises(TenantStateRefused, match="there as a schema already"):
+    with pytest.raises(TenantStateRefused, match="in use already"):
         tenants_of(place).rename(tenant, new)
     assert tenants_of(place).get(tenant).state is TenantState.SUSPENDED
 
