@@ -59,7 +59,8 @@ class Reserve:
 
     def has_place(self) -> bool:
         """Tell whether another message may be taken."""
-        return self._taken() < self._slots() or (self._is_allowed and self._goes_quickly())
+        # The cheap question first: it is asked several times for each message.
+        return (self._is_allowed and self._goes_quickly()) or self._taken() < self._slots()
 
     def _goes_quickly(self) -> bool:
         # Where no more than the slots hold is taken, one is taken for each that ends: so often do tasks end.
