@@ -83,7 +83,7 @@ class Run:
     # What faults ask
 
     def query(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Run a query beside the package."""
+        """Run a query beside the package: who judges it must not ask by the code that is on trial."""
         if self._observer is None:
             self._observer = self.ground.connect()
         with self._observer.cursor() as cursor:

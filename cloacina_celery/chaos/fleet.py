@@ -22,6 +22,9 @@ A pool's child may take thirty of them by itself: so long it waits for its main 
 process stopped waits in vain.
 """
 
+STACKS_TAKE = 0.5
+"""Seconds given to the processes to write: nothing says that they have, and a stuck one may not."""
+
 KILLED = -signal.SIGKILL
 UNAVAILABLE = 69
 """The exit code of a worker that could not start because the database did not answer; it wants to be started again."""
@@ -83,7 +86,7 @@ class Member:
         for pid in [self.pid, *self.children()]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
-        time.sleep(0.5)
+        time.sleep(STACKS_TAKE)
 
     def end(self) -> None:
         """Kill whatever is left of it."""

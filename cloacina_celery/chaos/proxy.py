@@ -91,10 +91,6 @@ class Proxy:
         """Accept connections and say nothing; those that are open fall silent both ways."""
         self._enter(Mode.HANG)
 
-    def switch(self, target: Address) -> None:
-        """Forward new connections to another server, as after a failover."""
-        self.target = target
-
     def cut(self) -> int:
         """Reset all connections at both ends, and say how many there were."""
         with self._lock:

@@ -78,8 +78,9 @@ def _waiting(cloacina: Cloacina, found: Execution) -> str:
 
 
 def _headline(found: Execution) -> str:
+    attempts = "1 attempt" if found.attempt == 1 else f"{found.attempt} attempts"
     return (
-        f"{found.task} [{found.id}] of {found.tenant}: {found.state} after {found.attempt} attempts "
+        f"{found.task} [{found.id}] of {found.tenant}: {found.state} after {attempts} "
         f"({found.failures} failed, {found.recoveries} recovered of at most {found.max_recoveries}, "
         f"{found.releases} given back)"
     )
@@ -107,6 +108,11 @@ def tell(event: Event) -> str:
             return f"attempt {event.attempt} was lost{worker}; given up{reason}"
         case "released":
             return f"attempt {event.attempt} was given back{worker}{reason}"
+        case "cancelled":
+            # The worker that may be in the event is the one that ran it, not the one who cancelled it.
+            return f"cancelled{reason}"
+        case "requeued":
+            return f"made pending again{reason}"
         case "rung_again":
             return f"its message was sent again{reason}"
         case _:

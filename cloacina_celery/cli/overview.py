@@ -42,6 +42,8 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
         return
     print_rows(False, rows, ("tenant", "is", *map(str, State)), empty="no tenants yet")
     click.echo()
+    for worker in alive:
+        worker["tenants"] = ", ".join(worker["tenants"])
     print_rows(
         False, alive, ("worker_id", "name", "tenants", "started_at", "heartbeat_at"), empty="no worker runs"
     )

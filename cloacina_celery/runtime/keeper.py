@@ -24,6 +24,9 @@ LONGEST_WAIT = 60.0
 """Seconds after which the keeper gives a connection up that does not answer: twice what a statement may take."""
 SHUTDOWN_WAIT = 10.0
 """Seconds for which a shutdown waits for a database that does not answer; the others recover what it held."""
+PAUSE_AFTER_MISTAKE = 1.0
+"""Seconds after something that nobody foresaw, so that a mistake does not spin."""
+
 LOCKED_PAUSE = 0.5
 """Seconds after which work on a tenant that somebody had locked is tried again."""
 
@@ -134,7 +137,7 @@ class Keeper:
                 time.sleep(backoff * random.uniform(0.5, 1.0))
             except Exception as error:  # noqa: BLE001  # it must outlive a task's callbacks
                 log("keeper.trouble", error=repr(error))
-                time.sleep(1.0)
+                time.sleep(PAUSE_AFTER_MISTAKE)
         self._work_inbox(timeout=0.0)
 
     def _ask_again_for_locked(self) -> None:

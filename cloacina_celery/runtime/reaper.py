@@ -182,7 +182,7 @@ class Reaper:
                             worker_id=worker.worker_id,
                             limit=self._settings.sweep_batch,
                         ),
-                        reason=worker.reason,
+                        reason=f"its worker died: {worker.reason}",
                         lock_timeout_ms=LOOK_TIMEOUT_MS,
                     )
                     with bounded_transaction(self._database) as look:
@@ -192,7 +192,7 @@ class Reaper:
                     is_clean = False
                     self._note_trouble(tenant, error)
             if is_clean:
-                workers.stop(cursor, worker.worker_id, reason=worker.reason)
+                workers.stop(cursor, worker.worker_id, reason=f"found dead: {worker.reason}")
         return recovered
 
     def _glance(self, tenants: Sequence[str]) -> list[Glance]:
@@ -309,7 +309,7 @@ class Reaper:
                 "recover.done", tenant=tenant, execution_id=one.execution_id, attempt=one.attempt, reason=reason,
                 decision=f"abandoned: {one.decision.reason}" if isinstance(one.decision, Abandon)
                 else f"runs again in its turn, at {one.not_before:%H:%M:%S.%f}" if one.not_before
-                else f"runs again in {one.decision.delay:g} s",
+                else f"runs again in {one.decision.delay:g} s" if one.decision.delay else "runs again at once",
             )  # fmt: skip
         self._publish([one.ring for one in recovered if one.ring is not None])
         return len(recovered)

@@ -168,9 +168,7 @@ def look(cursor: Cursor, *, grace: float, lease_ttl: float) -> Register:
                 name=name,
                 tenants=tuple(tenants),
                 had_lock=had_lock,
-                reason=f"worker {name} died (its liveness lock is gone)"
-                if had_lock
-                else f"worker {name} died (no heartbeat for {2 * lease_ttl:g} s)",
+                reason="its liveness lock is gone" if had_lock else f"no heartbeat for {2 * lease_ttl:g} s",
             )
             for _, _, _, worker_id, name, tenants, had_lock in rows
             if worker_id is not None

@@ -63,7 +63,7 @@ def test_a_worker_is_dead_as_soon_as_its_connection_is_gone_and_its_grace_is_ove
     assert find_dead(register) == []
     liveness.close()
     eventually(
-        lambda: find_dead(register) == [(worker_id, "worker w1 died (its liveness lock is gone)")],
+        lambda: find_dead(register) == [(worker_id, "its liveness lock is gone")],
         why="the lock to go with its connection",
     )
     (dead,) = workers.look(register, grace=2, lease_ttl=15).dead
@@ -80,7 +80,7 @@ def test_a_worker_that_comes_back_from_its_grave_can_die_again(
     with liveness.cursor() as holder:
         workers.hold_lock(holder, worker_id)
     liveness.close()
-    workers.stop(register, worker_id, reason="worker w1 died (its liveness lock is gone)")
+    workers.stop(register, worker_id, reason="its liveness lock is gone")
     assert worker_id not in [one.worker_id for one in workers.alive(register)]
     second = database.dedicated_connection()
     with second.cursor() as holder:
@@ -96,7 +96,7 @@ def test_a_worker_without_a_lock_is_dead_when_its_leases_must_have_run_out(regis
     age(register, worker_id, 29)
     assert find_dead(register) == []
     age(register, worker_id, 31)
-    assert find_dead(register) == [(worker_id, "worker w1 died (no heartbeat for 30 s)")]
+    assert find_dead(register) == [(worker_id, "no heartbeat for 30 s")]
     workers.heartbeat(register, worker_id)
     assert find_dead(register) == []
 
