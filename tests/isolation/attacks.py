@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cloacina_celery.errors import ExecutionNotFound
-from cloacina_celery.store import executions, queries, recovery, workers
+from cloacina_celery.store import executions, queries, recovery, ringing, workers
 from tests.isolation.stages import ATTACKER, SECRET, VICTIM, VICTIMS_EXECUTION
 from tests.store.rows import submission
 
@@ -338,7 +338,7 @@ def _touch_as_the_reaper(stage: Stage) -> None:
         executions.submit(cursor, ATTACKER, submission(execution_id="touched"))
         recovery.glance(cursor, [ATTACKER], stranded_after=10.0)
         recovery.lock_expired(cursor, ATTACKER, limit=10)
-        recovery.ring_due(cursor, ATTACKER, limit=10)
-        recovery.ring_stranded(cursor, ATTACKER, limit=10, stranded_after=0.0)
-        recovery.count_rung(cursor, ATTACKER)
+        ringing.ring_due(cursor, ATTACKER, limit=10)
+        ringing.ring_stranded(cursor, ATTACKER, limit=10, stranded_after=0.0)
+        ringing.count_rung(cursor, ATTACKER)
         queries.cancel(cursor, ATTACKER, "touched", reason="test")
