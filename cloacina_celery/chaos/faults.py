@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cloacina_celery.chaos import queues
-from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.ringing import Ring
 
 if TYPE_CHECKING:
     from cloacina_celery.chaos.drive import Run

@@ -18,7 +18,7 @@ from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import current_worker_id
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import steady_clock
-from cloacina_celery.store import executions, limits
+from cloacina_celery.store import executions, limits, ringing
 from cloacina_celery.store.database import InvalidSchemaName, LockNotAvailable, UndefinedTable, one_line
 from cloacina_celery.store.executions import Claim
 from cloacina_celery.store.limits import Deferred
@@ -86,7 +86,7 @@ class Claimer:
                     if given is not None:
                         log("claim.found", tenant=tenant, execution_id=request.id, attempt=number)
                 # This was its message: a row that waits all the same is rung when its tenant starts work again.
-                is_held = given is None and executions.unring(cursor, tenant, [(request.id, number)])
+                is_held = given is None and ringing.unring(cursor, tenant, [(request.id, number)])
                 return given
 
         def wait(error: DatabaseUnavailable) -> None:

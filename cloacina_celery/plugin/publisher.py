@@ -18,9 +18,9 @@ from cloacina_celery.plugin.breaker import Breaker
 from cloacina_celery.plugin.connections import BoundedConnections, BrokerRefuses, QueueRefuses, is_not_found
 from cloacina_celery.plugin.doorbell import at_the_head
 from cloacina_celery.plugin.envelope import Envelope
-from cloacina_celery.store import executions
+from cloacina_celery.store import ringing
 from cloacina_celery.store.database import DriverError, in_words
-from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.ringing import Ring
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Publisher:
         # If the database is away too, the rows stay committed as rung, and the sweep finds them stranded.
         if unsent:
             with suppress(CloacinaError, DriverError), self._kernel.database.statement() as cursor:
-                executions.unring(cursor, tenant, unsent)
+                ringing.unring(cursor, tenant, unsent)
 
     def send_each(self, queue: str, sends: Sequence[Callable[[Producer], object]]) -> list[Exception | None]:
         """Send to a queue in order, for as long as the broker takes it; return what became of each that was tried.

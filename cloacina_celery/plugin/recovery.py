@@ -9,7 +9,7 @@ from celery.app.task import Context
 from cloacina_celery.plugin.envelope import TENANT_HEADER, Envelope
 from cloacina_celery.runtime.context import bind_tenant
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import executions, queries
+from cloacina_celery.store import queries, settlements
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.recovery import Recovered
 
@@ -72,7 +72,7 @@ class Recovery:
 
         def release() -> None:
             with bounded_transaction(self._kernel.database) as cursor:
-                executions.release_attempt(
+                settlements.release_attempt(
                     cursor, tenant, execution_id, attempt, reason="ended by its worker"
                 )
 

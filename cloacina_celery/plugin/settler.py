@@ -27,7 +27,7 @@ from cloacina_celery.runtime import settling
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bind_unit
 from cloacina_celery.runtime.units import CursorUnit, SessionUnit, settlement
-from cloacina_celery.store import executions
+from cloacina_celery.store import settlements
 from cloacina_celery.store.bounded import bound
 from cloacina_celery.store.database import Cursor, is_disconnect, on_lent_connection
 from cloacina_celery.telemetry import log
@@ -142,7 +142,7 @@ class Settler:
     def _succeed(
         self, cursor: Cursor, attempt: Attempt, stored: str | None, *, prepare: bool = False
     ) -> None:
-        if not executions.succeed(
+        if not settlements.succeed(
             cursor, attempt.tenant, attempt.id, attempt.attempt, stored, prepare=prepare
         ):
             raise LeaseLost(attempt.tenant, attempt.id, attempt.attempt)
@@ -183,7 +183,7 @@ class Settler:
 
         def fail(unit: CursorUnit) -> None:
             nonlocal decision
-            made = executions.fail(
+            made = settlements.fail(
                 unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described,
                 lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
                 retry_after=retry_after(error),
@@ -211,7 +211,7 @@ class Settler:
         eta = requested.eta if requested else when if isinstance(when, datetime) else None
 
         def retry_later(unit: CursorUnit) -> None:
-            settled = executions.retry(
+            settled = settlements.retry(
                 unit.cursor(), attempt.tenant, attempt.id, attempt.attempt, error=described, delay=delay, eta=eta,
                 message=requested.message if requested else None,
             )  # fmt: skip
@@ -223,14 +223,14 @@ class Settler:
         replacement = attempt.replacement
 
         def cancel(unit: CursorUnit) -> None:
-            settled = executions.end_cancelled(
+            settled = settlements.end_cancelled(
                 unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
                 reason=f"the task raised Ignore: {ignored}".replace("\0", ""),
             )  # fmt: skip
             self._require(settled, attempt)
 
         def replace(unit: CursorUnit) -> None:
-            settled = executions.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt)
+            settled = settlements.park(unit.cursor(), attempt.tenant, attempt.id, attempt.attempt)
             self._require(settled, attempt)
             replacement.apply_async()
 
@@ -246,7 +246,7 @@ class Settler:
             return
 
         def release(unit: CursorUnit) -> None:
-            settled = executions.release_attempt(
+            settled = settlements.release_attempt(
                 unit.cursor(), attempt.tenant, attempt.id, attempt.attempt,
                 reason="the task asked to be requeued",
             )  # fmt: skip
@@ -261,7 +261,7 @@ class Settler:
         task = self._kernel.app.tasks[request.task]
         with bind_tenant(tenant), settlement(self._kernel.database, tenant) as unit:
             bound(unit.cursor())
-            decision = executions.fail(
+            decision = settlements.fail(
                 unit.cursor(), tenant, execution_id, attempt, error=describe_error(task, error, None),
                 lineage=lineage_of(error), random=random.random(), default_policy=self._kernel.policy_of(task),
             )  # fmt: skip

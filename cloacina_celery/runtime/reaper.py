@@ -15,7 +15,7 @@ from cloacina_celery.runtime.attention import Attention
 from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
 from cloacina_celery.runtime.units import CursorUnit, settlement
 from cloacina_celery.runtime.watch import Watch
-from cloacina_celery.store import busy, catalog, outbox, recovery, retention, turns, workers
+from cloacina_celery.store import busy, catalog, outbox, recovery, retention, ringing, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError, PassingTrouble, in_words
 from cloacina_celery.store.outbox import Letter
@@ -226,7 +226,7 @@ class Reaper:
             )
         if seen.is_due and self._can_publish(seen.tenant):
             with bounded_transaction(self._database) as cursor:
-                rings = recovery.ring_due(cursor, seen.tenant, limit=self._settings.sweep_batch)
+                rings = ringing.ring_due(cursor, seen.tenant, limit=self._settings.sweep_batch)
             self._publish(rings)
             if rings:
                 log("sweep.rung", tenant=seen.tenant, count=len(rings))

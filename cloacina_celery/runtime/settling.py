@@ -9,7 +9,7 @@ from cloacina_celery.errors import DatabaseUnavailable, LeaseLost
 from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.units import Action, CursorUnit, pending_actions, settlement
-from cloacina_celery.store import executions, queries
+from cloacina_celery.store import queries, settlements
 from cloacina_celery.store.database import LockNotAvailable, lost_connection, on_lent_connection, one_line
 from cloacina_celery.telemetry import log
 
@@ -89,7 +89,7 @@ def after_lost_commit(attempt: Attempt, error: Exception, recover_attempt: Recov
         with attempt.database.statement() as cursor:
             row = queries.get(cursor, attempt.tenant, attempt.id)
             if row is None or row.releases < FREE_RELEASES:
-                return executions.release_attempt(
+                return settlements.release_attempt(
                     cursor, attempt.tenant, attempt.id, attempt.attempt, reason=reason
                 )
         return _recover(attempt, recover_attempt, reason)

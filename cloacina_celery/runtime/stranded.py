@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.trust import steady_clock
-from cloacina_celery.store import recovery
+from cloacina_celery.store import ringing
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import Database
-from cloacina_celery.store.executions import Ring
+from cloacina_celery.store.ringing import Ring
 from cloacina_celery.telemetry import log
 
 Publish = Callable[[Sequence[Ring]], None]
@@ -65,10 +65,10 @@ class LostMessages:
             self._lost_at[tenant] = lost_at
         with bounded_transaction(self._database) as cursor:
             # A backlog is not a loss: as long as the queue holds a message for each waiting row, none is rung.
-            missing = recovery.count_rung(cursor, tenant) - depth
+            missing = ringing.count_rung(cursor, tenant) - depth
             if missing <= 0:
                 return 0
-            rings = recovery.ring_stranded(
+            rings = ringing.ring_stranded(
                 cursor,
                 tenant,
                 limit=min(missing, self._settings.sweep_batch),

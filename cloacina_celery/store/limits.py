@@ -19,8 +19,9 @@ from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.store import catalog, executions
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
 from cloacina_celery.store.database import Cursor
-from cloacina_celery.store.executions import Claim, Ring
+from cloacina_celery.store.executions import Claim
 from cloacina_celery.store.guards import may, where
+from cloacina_celery.store.ringing import Ring
 from cloacina_celery.store.statements import Statement
 
 LOCK_CLASS = 0x636C6F6D  # "clom": the first half of the advisory lock's key, the second is the schema's hash

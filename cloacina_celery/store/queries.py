@@ -9,8 +9,8 @@ from typing import Any
 
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.store.database import Cursor
-from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.guards import may
+from cloacina_celery.store.ringing import Ring
 from cloacina_celery.store.statements import Statement
 
 

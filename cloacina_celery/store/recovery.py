@@ -1,4 +1,4 @@
-"""What the reaper does: find orphaned, due and stranded rows of one tenant and move them on."""
+"""Recovery: finding one tenant's orphaned rows, and moving them on by their budget."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
 from cloacina_celery.core.protocol import EXPIRED, FENCE, OF_WORKER
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.store.database import Cursor
-from cloacina_celery.store.executions import Ring
 from cloacina_celery.store.guards import may, where
+from cloacina_celery.store.ringing import Ring, fetch_rings
 from cloacina_celery.store.statements import Statement
-from cloacina_celery.store.workers import BELIEVED_FOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,69 +133,6 @@ _RELEASE = Statement(
     SELECT id, attempt, failures, recoveries, message FROM released
     """,
 )
-# What a suspended tenant's claims would decline is not rung.
-_RING_DUE = Statement(
-    "ring_due",
-    f"""
-    UPDATE {{s}}.cloacina_executions SET rung_at = now()
-    WHERE id IN (
-        SELECT id FROM {{s}}.cloacina_executions
-        WHERE {may("ring")} AND EXISTS (
-            SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
-        ORDER BY run_at LIMIT $1::int FOR UPDATE SKIP LOCKED
-    )
-    RETURNING id, attempt, failures, recoveries, message, run_at
-    """,
-)
-# What a living worker has reserved is in no queue and is not lost: it waits for a free slot there. Of what has
-# been there for a while the ids are known, so a message there whose row ran elsewhere meanwhile hides no lost one.
-_RESERVED = f"""
-    SELECT (reserved -> $1::text ->> 'count')::bigint AS number, reserved -> $1::text -> 'ids' AS ids
-    FROM cloacina.workers
-    WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '{BELIEVED_FOR} s' AND reserved -> $1::text IS NOT NULL
-"""
-_COUNT_RUNG = Statement(
-    "count_rung",
-    f"""
-    WITH reserved AS ({_RESERVED})
-    SELECT (SELECT count(*) FROM {{s}}.cloacina_executions WHERE state = 'pending' AND rung_at < 'infinity')
-         - (SELECT coalesce(sum(number - jsonb_array_length(ids)), 0) FROM reserved)
-         - (SELECT count(*) FROM {{s}}.cloacina_executions
-            WHERE id IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
-              AND state = 'pending' AND rung_at < 'infinity')
-    """,
-)
-# Queues are first in, first out. So a row is overtaken, and its message most likely lost, when one has been
-# claimed that was rung later and never again. Those that go first, or were rung again, say nothing about it.
-_OVERTAKEN = """
-    SELECT max(rung_at) FROM (
-        (SELECT rung_at, submitted_at FROM {s}.cloacina_executions WHERE state = 'running')
-        UNION ALL
-        (SELECT rung_at, submitted_at FROM {s}.cloacina_executions
-         WHERE settled_at IS NOT NULL AND attempt > 0 ORDER BY settled_at DESC LIMIT 100)
-    ) AS claimed WHERE rung_at = submitted_at
-"""
-_RING_STRANDED = Statement(
-    "ring_stranded",
-    f"""
-    WITH reserved AS ({_RESERVED.replace("$1", "$5")}), rung AS (
-        UPDATE {{s}}.cloacina_executions SET rung_at = now()
-        WHERE id IN (
-            SELECT id FROM {{s}}.cloacina_executions
-            WHERE {may("ring again")}
-              AND (NOT $3::boolean OR rung_at < greatest(now() - make_interval(secs => $4::float8), ({_OVERTAKEN})))
-              AND id NOT IN (SELECT jsonb_array_elements_text(ids) FROM reserved)
-              AND EXISTS (SELECT FROM cloacina.tenants WHERE name = {{t}} AND state IN ('active', 'draining'))
-            ORDER BY rung_at LIMIT $1::int FOR UPDATE SKIP LOCKED
-        )
-        RETURNING id, attempt, failures, recoveries, message, submitted_at
-    ), recorded AS (
-        INSERT INTO {{s}}.cloacina_events (execution_id, kind, attempt, reason)
-        SELECT id, 'rung_again', attempt, 'nobody claimed it, and the queue held too few messages' FROM rung
-    )
-    SELECT id, attempt, failures, recoveries, message FROM rung ORDER BY submitted_at
-    """,
-)
 
 
 def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> list[Glance]:
@@ -296,46 +232,7 @@ def recover(
 def release(cursor: Cursor, tenant: str, worker_id: int, *, reason: str) -> list[Ring]:
     """Give back everything a worker that is shutting down still holds; no budget is spent."""
     _RELEASE.execute(cursor, tenant, worker_id, reason)
-    return [replace(ring, goes_first=True) for ring in _rings(cursor, tenant)]
-
-
-def ring_due(cursor: Cursor, tenant: str, *, limit: int) -> list[Ring]:
-    """Take the rows that are due and that nobody has rung for yet, oldest first."""
-    _RING_DUE.execute(cursor, tenant, limit)
-    rows = sorted(cursor.fetchall(), key=lambda row: row[5])
-    rings = [_ring(tenant, *row[:5]) for row in rows]
-    # Lost at its first start, and now its turn among many has come. Who was lost more often may kill its worker.
-    return [
-        replace(ring, goes_first=True) if ring.attempt == 2 and ring.recoveries == 1 else ring
-        for ring in rings
-    ]
-
-
-def count_rung(cursor: Cursor, tenant: str) -> int:
-    """Count the pending rows whose message should be in the queue."""
-    _COUNT_RUNG.execute(cursor, tenant, tenant)
-    row = cursor.fetchone()
-    return int(row[0]) if row else 0
-
-
-def ring_stranded(
-    cursor: Cursor,
-    tenant: str,
-    *,
-    limit: int,
-    stranded_after: float,
-    only_overtaken: bool = False,
-    lost_for: float | None = None,
-) -> list[Ring]:
-    """Take the rows rung longest ago and still unclaimed; their attempt number stays as it is.
-
-    Args:
-        only_overtaken: leave those alone that may still wait for their turn: no row that was rung after them has
-            been claimed.
-        lost_for: what was rung longer ago than these seconds counts as overtaken: the queue was seen empty then.
-    """
-    _RING_STRANDED.execute(cursor, tenant, limit, stranded_after, only_overtaken, lost_for, tenant)
-    return _rings(cursor, tenant)
+    return [replace(ring, goes_first=True) for ring in fetch_rings(cursor, tenant)]
 
 
 def _orphans(cursor: Cursor) -> list[Orphan]:
@@ -343,18 +240,3 @@ def _orphans(cursor: Cursor) -> list[Orphan]:
         Orphan(execution_id=i, attempt=a, failures=f, recoveries=r, max_recoveries=m, message=message)
         for i, a, f, r, m, message in cursor.fetchall()
     ]
-
-
-def _rings(cursor: Cursor, tenant: str) -> list[Ring]:
-    return [_ring(tenant, *row) for row in cursor.fetchall()]
-
-
-def _ring(tenant: str, execution_id: str, attempt: int, failures: int, recoveries: int, message: str) -> Ring:
-    return Ring(
-        tenant=tenant,
-        execution_id=execution_id,
-        attempt=attempt + 1,
-        failures=failures,
-        recoveries=recoveries,
-        message=message,
-    )

@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloacina_celery.store.executions import Ring
+    from cloacina_celery.store.ringing import Ring
     from tests.plugin.conftest import Place
 
 PLAIN: list[Any] = [

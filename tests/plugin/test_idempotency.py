@@ -12,7 +12,7 @@ import pytest
 from cloacina_celery.core.shard import Selection
 from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.plugin.selection import Followed
-from cloacina_celery.store import executions
+from cloacina_celery.store import executions, settlements
 from tests.support.waiting import wait_for_row
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_a_key_is_taken_also_when_its_execution_has_ended(place: Place, tenant: 
         assert executions.claim(
             cursor, tenant, execution_id, attempt=1, worker_id=1, lease_ttl=15, policy=None
         )
-        assert executions.succeed(cursor, tenant, execution_id, 1, "3")
+        assert settlements.succeed(cursor, tenant, execution_id, 1, "3")
     again = place.shop.add.apply_async((1, 2), tenant=tenant, idempotency_key="order-42")
     assert (again.state, again.get(timeout=1)) == ("SUCCESS", 3)
     assert len(place.messages(tenant)) == 1

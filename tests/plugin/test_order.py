@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloacina_celery.store import recovery
+from cloacina_celery.store import ringing
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,7 +28,7 @@ def test_what_had_started_is_sent_to_the_head_of_its_queue_and_the_rest_to_its_e
     lost, *others = (shop.add.apply_async((n, n), tenant=tenant_name).id for n in range(3))
     assert queued(shop, tenant_name) == [lost, *others]
     with parts.kernel.database.statement() as cursor:
-        rings = recovery.ring_stranded(cursor, tenant_name, limit=9, stranded_after=-1)
+        rings = ringing.ring_stranded(cursor, tenant_name, limit=9, stranded_after=-1)
     by_id = {ring.execution_id: ring for ring in rings}
     parts.publisher.publish_rings([by_id[name] for name in others])
 

@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 
 from cloacina_celery import TenantNotBound
 from cloacina_celery.plugin.results import DurableResult
-from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store import executions, queries, recovery, settlements
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult as Result
@@ -36,11 +36,11 @@ def move(place: Place, tenant: str, result: Result, state: str) -> None:
             assert executions.claim(cursor, tenant, result.id, **claim)  # type: ignore[arg-type]
         match state:
             case "SUCCESS":
-                assert executions.succeed(cursor, tenant, result.id, 1, json.dumps({"total": 3}))
+                assert settlements.succeed(cursor, tenant, result.id, 1, json.dumps({"total": 3}))
             case "RETRY":
-                assert executions.retry(cursor, tenant, result.id, 1, error=ERROR, delay=60.0)
+                assert settlements.retry(cursor, tenant, result.id, 1, error=ERROR, delay=60.0)
             case "FAILURE":
-                assert executions.end_failed(cursor, tenant, result.id, 1, error=ERROR, reason="test")
+                assert settlements.end_failed(cursor, tenant, result.id, 1, error=ERROR, reason="test")
             case "REVOKED":
                 assert queries.cancel(cursor, tenant, result.id, reason="test")
             case "ABANDONED":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from psycopg2 import extensions
 
-    from cloacina_celery.store.executions import Ring
+    from cloacina_celery.store.ringing import Ring
 
 HASTY = Settings(
     lease_ttl=3.0,

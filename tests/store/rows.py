@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg2 import sql
 
 from cloacina_celery.core.lifecycle import State
-from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store import executions, queries, recovery, settlements
 from cloacina_celery.store.executions import Submission
 from tests.support.waiting import PATIENCE, eventually, wait_until_blocked
 
@@ -67,11 +67,11 @@ def bring_to(cursor: Cursor, tenant: str, state: State, execution_id: str = EXEC
         case State.RUNNING:
             pass
         case State.PENDING:
-            assert executions.release_attempt(cursor, tenant, execution_id, 1, reason="test")
+            assert settlements.release_attempt(cursor, tenant, execution_id, 1, reason="test")
         case State.SUCCEEDED:
-            assert executions.succeed(cursor, tenant, execution_id, 1, "7")
+            assert settlements.succeed(cursor, tenant, execution_id, 1, "7")
         case State.FAILED:
-            assert executions.end_failed(cursor, tenant, execution_id, 1, error=ERROR, reason="test")
+            assert settlements.end_failed(cursor, tenant, execution_id, 1, error=ERROR, reason="test")
         case State.CANCELLED:
             assert queries.cancel(cursor, tenant, execution_id, reason="test")
         case State.ABANDONED:

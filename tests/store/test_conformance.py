@@ -17,7 +17,7 @@ from cloacina_celery.core.lifecycle import Recover, State, after_loss
 from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.protocol import EXPIRED, FENCE, MOVES, OF_WORKER, Ask, Row, submitted
 from cloacina_celery.core.tenancy import FIRST_EPOCH
-from cloacina_celery.store import executions, limits, queries, recovery, tenancy
+from cloacina_celery.store import executions, limits, queries, recovery, ringing, settlements, tenancy
 from tests.store.rows import ERROR, EXECUTION_ID, LEASE, submission
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 STRANDED = 10.0
 CLAIMANT = "by the test"
 FENCED: dict[str, Callable[[Cursor, str, Ask], object]] = {
-    "succeed": lambda c, t, ask: executions.succeed(c, t, EXECUTION_ID, ask.attempt, None),
-    "retry": lambda c, t, ask: executions.retry(
+    "succeed": lambda c, t, ask: settlements.succeed(c, t, EXECUTION_ID, ask.attempt, None),
+    "retry": lambda c, t, ask: settlements.retry(
         c, t, EXECUTION_ID, ask.attempt, error=ERROR, delay=ask.delay
     ),
-    "fail": lambda c, t, ask: executions.end_failed(
+    "fail": lambda c, t, ask: settlements.end_failed(
         c, t, EXECUTION_ID, ask.attempt, error=ERROR, reason="test"
     ),
-    "replace": lambda c, t, ask: executions.park(c, t, EXECUTION_ID, ask.attempt),
-    "release": lambda c, t, ask: executions.release_attempt(c, t, EXECUTION_ID, ask.attempt, reason="test"),
-    "end cancelled": lambda c, t, ask: executions.end_cancelled(
+    "replace": lambda c, t, ask: settlements.park(c, t, EXECUTION_ID, ask.attempt),
+    "release": lambda c, t, ask: settlements.release_attempt(c, t, EXECUTION_ID, ask.attempt, reason="test"),
+    "end cancelled": lambda c, t, ask: settlements.end_cancelled(
         c, t, EXECUTION_ID, ask.attempt, reason="test"
     ),
     "heartbeat": lambda c, t, ask: executions.heartbeat(c, t, [(EXECUTION_ID, ask.attempt)], lease_ttl=LEASE),
@@ -55,7 +55,7 @@ FENCED: dict[str, Callable[[Cursor, str, Ask], object]] = {
     "find claim": lambda c, t, ask: executions.find_claim(
         c, t, EXECUTION_ID, attempt=ask.attempt, claimant=CLAIMANT, lease_ttl=LEASE
     ),
-    "unring": lambda c, t, ask: executions.unring(c, t, [(EXECUTION_ID, ask.attempt)]),
+    "unring": lambda c, t, ask: ringing.unring(c, t, [(EXECUTION_ID, ask.attempt)]),
     "defer": lambda c, t, ask: (
         limits.put(c, t, Limits(is_paused=True)),
         limits.claim(
@@ -71,8 +71,8 @@ FENCED: dict[str, Callable[[Cursor, str, Ask], object]] = {
     "requeue": lambda c, t, ask: queries.requeue(c, t, EXECUTION_ID, reason="test"),
     "release all": lambda c, t, ask: recovery.release(c, t, ask.worker or 0, reason="test"),
     "give back": lambda c, t, _: tenancy.give_back_all(c, t, "test"),
-    "ring": lambda c, t, ask: recovery.ring_due(c, t, limit=9),
-    "ring again": lambda c, t, ask: recovery.ring_stranded(c, t, limit=9, stranded_after=STRANDED),
+    "ring": lambda c, t, ask: ringing.ring_due(c, t, limit=9),
+    "ring again": lambda c, t, ask: ringing.ring_stranded(c, t, limit=9, stranded_after=STRANDED),
 }
 """Moves that are one statement; each answers whether it changed the row."""
 LOOKS = {

@@ -11,7 +11,17 @@ from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
-from cloacina_celery.store import catalog, executions, limits, queries, recovery, removal, tenancy
+from cloacina_celery.store import (
+    catalog,
+    executions,
+    limits,
+    queries,
+    recovery,
+    removal,
+    ringing,
+    settlements,
+    tenancy,
+)
 from cloacina_celery.store.database import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
@@ -63,7 +73,7 @@ def test_what_finds_no_room_waits_and_is_rung_when_a_slot_is_free(
     assert limits.waiting(cursor, [tenant]) == [tenant]
     assert ring_next(database, tenant) == []
     assert ring_waiting(database, tenant) == []
-    assert executions.succeed(cursor, tenant, "a", 1, None)
+    assert settlements.succeed(cursor, tenant, "a", 1, None)
     assert ring_next(database, tenant) == ["b"]
     assert limits.waiting(cursor, [tenant]) == []
     assert claim(database, tenant, "b").attempt == 1
@@ -78,10 +88,10 @@ def test_the_poll_and_the_sweep_leave_what_waits_alone(
     assert claim(database, tenant, "a") == Deferred()
     shift(cursor, tenant, "run_at", -3600, "a")
     assert recovery.glance(cursor, [tenant], stranded_after=0) == []
-    assert recovery.ring_due(cursor, tenant, limit=9) == []
-    assert recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=0) == []
+    assert ringing.ring_due(cursor, tenant, limit=9) == []
+    assert ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=0) == []
     # Its message is in no queue, and nobody misses it there.
-    assert recovery.count_rung(cursor, tenant) == 0
+    assert ringing.count_rung(cursor, tenant) == 0
 
 
 def test_those_that_wait_are_rung_in_the_order_in_which_they_were_due(
@@ -147,13 +157,13 @@ def test_a_claim_that_races_a_settlement_has_the_slot_or_is_rung_for_it(
     run(cursor, tenant, "running")
     submit(cursor, tenant, "next")
     if frees_first:
-        assert executions.succeed(cursor, tenant, "running", 1, None)
+        assert settlements.succeed(cursor, tenant, "running", 1, None)
         assert ring_next(database, tenant) == []
         assert claim(database, tenant, "next").attempt == 1
     else:
         with database.transaction() as first:
             assert claim_in(first, tenant, "next") == Deferred()
-            assert executions.succeed(cursor, tenant, "running", 1, None)
+            assert settlements.succeed(cursor, tenant, "running", 1, None)
             # The one who frees the slot stands at the claim's lock, and so sees the row that waits.
             rival = Rival(database, lambda lent: limits.ring_next(lent, tenant))
             rival.wait_until_blocked(observer)
@@ -168,7 +178,7 @@ def test_whatever_ends_an_attempt_frees_its_slot(
     run(cursor, tenant, "running")
     submit(cursor, tenant, "next")
     assert claim(database, tenant, "next") == Deferred()
-    executions.succeed(cursor, tenant, "running", 1, None)
+    settlements.succeed(cursor, tenant, "running", 1, None)
     bring_to(cursor, tenant, state, "other")
     assert ring_next(database, tenant) == ["next"]
 
@@ -194,7 +204,7 @@ def test_a_paused_tenant_starts_nothing_and_what_waited_is_due_when_it_is_resume
     limit(database, tenant, is_paused=True)
     assert claim(database, tenant, "a") == Deferred()
     limit(database, tenant)
-    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == ["a"]
+    assert [ring.execution_id for ring in ringing.ring_due(cursor, tenant, limit=9)] == ["a"]
     assert claim(database, tenant, "a").attempt == 1
 
 
@@ -208,7 +218,7 @@ def test_a_claim_decided_by_the_old_limits_does_not_leave_its_row_waiting_for_no
         rival = Rival(database, lambda lent: limits.put(lent, tenant, Limits()))
         rival.wait_until_blocked(observer)
     rival.answer()
-    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == ["a"]
+    assert [ring.execution_id for ring in ringing.ring_due(cursor, tenant, limit=9)] == ["a"]
 
 
 def test_a_rate_is_a_bucket_of_a_seconds_worth(database: Database, cursor: Cursor, tenant: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from cloacina_celery.errors import SchemaMismatch, UnknownTenant
-from cloacina_celery.store import catalog, executions, fleet, migrate
+from cloacina_celery.store import catalog, executions, fleet, migrate, settlements
 from cloacina_celery.store.database import Database
 from tests.store.rows import EXECUTION_ID, claim, read, submission
 from tests.support import ROOT
@@ -261,7 +261,7 @@ def test_data_persists_when_everything_starts_anew(database_url: str, tenant_nam
     with first.statement() as cursor:
         assert executions.submit(cursor, tenant_name, submission())
         assert claim(cursor, tenant_name)
-        assert executions.succeed(cursor, tenant_name, EXECUTION_ID, 1, "7")
+        assert settlements.succeed(cursor, tenant_name, EXECUTION_ID, 1, "7")
     first.dispose()
     second = Database(database_url)
     catalog.create(second, tenant_name)

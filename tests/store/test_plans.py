@@ -8,7 +8,7 @@ import pytest
 from psycopg2 import sql
 
 from cloacina_celery.core.retry import RetryPolicy
-from cloacina_celery.store import catalog, chords, executions, queries, recovery
+from cloacina_celery.store import catalog, chords, executions, queries, recovery, ringing, settlements
 from tests.store.rows import ERROR, LEASE, submission
 
 if TYPE_CHECKING:
@@ -78,16 +78,16 @@ STATEMENTS: dict[str, tuple[Callable[[Any, str], Any], Sequence[str]]] = {
         lambda c, t: executions.claim(c, t, "e-2", attempt=1, worker_id=1, lease_ttl=LEASE, policy=None),
         [PRIMARY],
     ),
-    "succeed": (lambda c, t: executions.succeed(c, t, "e-1", 1, None), [PRIMARY]),
+    "succeed": (lambda c, t: settlements.succeed(c, t, "e-1", 1, None), [PRIMARY]),
     "fail": (
-        lambda c, t: executions.fail(
+        lambda c, t: settlements.fail(
             c, t, "e-1", 1, error=ERROR, lineage=("x",), random=0.5, default_policy=RetryPolicy()
         ),
         [PRIMARY],
     ),
-    "retry": (lambda c, t: executions.retry(c, t, "e-1", 1, error=ERROR), [PRIMARY]),
-    "end_failed": (lambda c, t: executions.end_failed(c, t, "e-1", 1, error=ERROR, reason=""), [PRIMARY]),
-    "release_attempt": (lambda c, t: executions.release_attempt(c, t, "e-1", 1, reason=""), [PRIMARY]),
+    "retry": (lambda c, t: settlements.retry(c, t, "e-1", 1, error=ERROR), [PRIMARY]),
+    "end_failed": (lambda c, t: settlements.end_failed(c, t, "e-1", 1, error=ERROR, reason=""), [PRIMARY]),
+    "release_attempt": (lambda c, t: settlements.release_attempt(c, t, "e-1", 1, reason=""), [PRIMARY]),
     "heartbeat": (
         lambda c, t: executions.heartbeat(c, t, [("e-1", 1), ("e-101", 1)], lease_ttl=1),
         [PRIMARY],
@@ -96,9 +96,9 @@ STATEMENTS: dict[str, tuple[Callable[[Any, str], Any], Sequence[str]]] = {
     "cancel": (lambda c, t: queries.cancel(c, t, "e-1", reason=""), [PRIMARY]),
     "history": (lambda c, t: queries.history(c, t, "e-1"), [EVENTS]),
     "glance": (lambda c, t: recovery.glance(c, [t], stranded_after=10), [DUE, LEASES, RUNG]),
-    "ring_due": (lambda c, t: recovery.ring_due(c, t, limit=10), [DUE, PRIMARY]),
-    "ring_stranded": (lambda c, t: recovery.ring_stranded(c, t, limit=10, stranded_after=1), [RUNG, PRIMARY]),
-    "count_rung": (lambda c, t: recovery.count_rung(c, t), [RUNG]),
+    "ring_due": (lambda c, t: ringing.ring_due(c, t, limit=10), [DUE, PRIMARY]),
+    "ring_stranded": (lambda c, t: ringing.ring_stranded(c, t, limit=10, stranded_after=1), [RUNG, PRIMARY]),
+    "count_rung": (lambda c, t: ringing.count_rung(c, t), [RUNG]),
     "lock_expired": (lambda c, t: recovery.lock_expired(c, t, limit=10), [LEASES]),
     "lock_of_worker": (lambda c, t: recovery.lock_of_worker(c, t, 7, limit=10), [LEASES]),
     "lock_attempt": (lambda c, t: recovery.lock_attempt(c, t, "e-1", 1), [PRIMARY]),

@@ -9,7 +9,7 @@ import pytest
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store import executions, queries, recovery, ringing, settlements
 from cloacina_celery.store.bounded import bounded_transaction
 from tests.store.rows import (
     EXECUTION_ID,
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from psycopg2 import extensions
 
     from cloacina_celery.store.database import Cursor, Database
-    from cloacina_celery.store.executions import Ring
+    from cloacina_celery.store.ringing import Ring
 
 
 def settle(cursor: Cursor, tenant: str) -> Any:
-    return executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    return settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
 
 
 def heartbeat(cursor: Cursor, tenant: str) -> Any:
@@ -133,8 +133,8 @@ def test_a_sweep_does_not_see_a_submission_that_is_not_committed(
     with database.transaction() as lent:
         submit(lent, tenant, delay=60.0)
         shift(lent, tenant, "run_at", -61)
-        assert recovery.ring_due(cursor, tenant, limit=9) == []
-    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == [EXECUTION_ID]
+        assert ringing.ring_due(cursor, tenant, limit=9) == []
+    assert [ring.execution_id for ring in ringing.ring_due(cursor, tenant, limit=9)] == [EXECUTION_ID]
 
 
 def test_a_submission_of_an_id_that_a_sweep_is_ringing_waits_and_changes_nothing(
@@ -143,7 +143,7 @@ def test_a_submission_of_an_id_that_a_sweep_is_ringing_waits_and_changes_nothing
     submit(cursor, tenant, delay=60.0)
     shift(cursor, tenant, "run_at", -61)
     with database.transaction() as lent:
-        assert recovery.ring_due(lent, tenant, limit=9)
+        assert ringing.ring_due(lent, tenant, limit=9)
         rival = Rival(database, lambda other: executions.submit(other, tenant, submission()))
         rival.wait_until_blocked(observer)
     assert rival.answer() is None
@@ -241,9 +241,9 @@ def test_two_polls_at_once_ring_each_row_once(
 
     def ring(lent: Cursor, limit: int) -> set[str]:
         rings = (
-            recovery.ring_due(lent, tenant, limit=limit)
+            ringing.ring_due(lent, tenant, limit=limit)
             if verb == "ring_due"
-            else recovery.ring_stranded(lent, tenant, limit=limit, stranded_after=10)
+            else ringing.ring_stranded(lent, tenant, limit=limit, stranded_after=10)
         )
         return {one.execution_id for one in rings}
 
@@ -260,8 +260,8 @@ def test_a_claim_that_came_first_keeps_a_stranded_row_from_being_rung(
     shift(cursor, tenant, "rung_at", -60)
     with database.transaction() as lent:
         assert claim(lent, tenant)
-        assert recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
-    assert recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
+        assert ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
+    assert ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
 
 
 def reaper(database: Database, published: list[Ring]) -> Reaper:

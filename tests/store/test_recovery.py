@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloacina_celery.core.lifecycle import Abandon, Recover, State
-from cloacina_celery.store import executions, outbox, recovery, workers
+from cloacina_celery.store import outbox, recovery, ringing, settlements, workers
 from cloacina_celery.store.recovery import Glance
 from cloacina_celery.store.workers import Reserved
 from tests.store.rows import (
@@ -56,7 +56,7 @@ def test_a_dead_workers_attempts_are_found_by_their_worker(
     run(cursor, tenant, "mine")
     run(cursor, tenant, "another's", worker_id=WORKER + 1)
     run(cursor, tenant, "mine, settled")
-    assert executions.succeed(cursor, tenant, "mine, settled", 1, None)
+    assert settlements.succeed(cursor, tenant, "mine, settled", 1, None)
     assert recovery.holds_any(cursor, tenant, WORKER)
     with database.transaction() as lent:
         found = recovery.lock_of_worker(lent, tenant, WORKER, limit=10)
@@ -123,7 +123,7 @@ def test_a_worker_that_signs_off_gives_back_all_it_holds_and_nothing_else(
     assert row.rung_at is not None
     assert events(cursor, tenant, "mine")[-1] == ("released", 1)
     assert read(cursor, tenant, "another's").state is State.RUNNING
-    assert not executions.succeed(cursor, tenant, "mine", 1, None)
+    assert not settlements.succeed(cursor, tenant, "mine", 1, None)
 
 
 def test_due_rows_that_nobody_rang_for_are_rung_once_oldest_first(cursor: Cursor, tenant: str) -> None:
@@ -131,10 +131,10 @@ def test_due_rows_that_nobody_rang_for_are_rung_once_oldest_first(cursor: Cursor
         submit(cursor, tenant, name, delay=60.0)
         shift(cursor, tenant, "run_at", seconds - 60, name)
     submit(cursor, tenant, "rung at birth")
-    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=2)] == ["first", "second"]
-    assert [ring.execution_id for ring in recovery.ring_due(cursor, tenant, limit=9)] == ["third"]
-    assert recovery.ring_due(cursor, tenant, limit=9) == []
-    assert recovery.count_rung(cursor, tenant) == 4
+    assert [ring.execution_id for ring in ringing.ring_due(cursor, tenant, limit=2)] == ["first", "second"]
+    assert [ring.execution_id for ring in ringing.ring_due(cursor, tenant, limit=9)] == ["third"]
+    assert ringing.ring_due(cursor, tenant, limit=9) == []
+    assert ringing.count_rung(cursor, tenant) == 4
 
 
 def test_what_a_living_worker_has_reserved_needs_no_message_in_the_queue(cursor: Cursor, tenant: str) -> None:
@@ -143,14 +143,14 @@ def test_what_a_living_worker_has_reserved_needs_no_message_in_the_queue(cursor:
     alive, dead = (workers.register(cursor, name=name, tenants=[tenant]) for name in ("alive", "dead"))
     workers.heartbeat(cursor, alive, {tenant: Reserved(count=3), "tenant_other": Reserved(count=5)})
     workers.heartbeat(cursor, dead, {tenant: Reserved(count=1)})
-    assert recovery.count_rung(cursor, tenant) == 0
+    assert ringing.count_rung(cursor, tenant) == 0
     workers.stop(cursor, dead, reason="test")
-    assert recovery.count_rung(cursor, tenant) == 1
+    assert ringing.count_rung(cursor, tenant) == 1
     # Who is frozen says nothing any more of what it has, and keeps it from nobody.
     cursor.execute(
         "UPDATE cloacina.workers SET heartbeat_at = now() - interval '6 s' WHERE id = %s", (alive,)
     )
-    assert recovery.count_rung(cursor, tenant) == 4
+    assert ringing.count_rung(cursor, tenant) == 4
 
 
 def test_a_message_that_a_worker_has_long_had_is_known_by_its_row_and_hides_no_other(
@@ -161,11 +161,11 @@ def test_a_message_that_a_worker_has_long_had_is_known_by_its_row_and_hides_no_o
         shift(cursor, tenant, "rung_at", -30.0 + n, f"e-{n}")
     worker_id = workers.register(cursor, name="busy", tenants=[tenant])
     workers.heartbeat(cursor, worker_id, {tenant: Reserved(count=2, ids=("e-0", "e-1"))})
-    assert recovery.count_rung(cursor, tenant) == 2
+    assert ringing.count_rung(cursor, tenant) == 2
     # Its first row has run elsewhere; the message that it still has is void.
     assert claim(cursor, tenant, "e-0")
-    assert recovery.count_rung(cursor, tenant) == 2
-    rings = recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10)
+    assert ringing.count_rung(cursor, tenant) == 2
+    rings = ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=10)
     assert {ring.execution_id for ring in rings} == {"e-2", "e-3"}
 
 
@@ -175,7 +175,7 @@ def test_only_rows_that_others_have_overtaken_have_surely_lost_their_place_in_a_
     def found(*, lost_for: float | None = None) -> set[str]:
         with cursor.connection.cursor() as lent:
             lent.execute("BEGIN")
-            rings = recovery.ring_stranded(
+            rings = ringing.ring_stranded(
                 lent, tenant, limit=9, stranded_after=10, only_overtaken=True, lost_for=lost_for
             )
             lent.execute("ROLLBACK")
@@ -196,7 +196,7 @@ def test_only_rows_that_others_have_overtaken_have_surely_lost_their_place_in_a_
     assert claim(cursor, tenant, "running")
     assert found() == {"a", "b"}
     assert claim(cursor, tenant, "done")
-    assert executions.succeed(cursor, tenant, "done", 1, None)
+    assert settlements.succeed(cursor, tenant, "done", 1, None)
     assert found() == {"a", "b", "c"}
     # What was recovered went to the head of the queue: it has overtaken everybody, and that says nothing.
     with cursor.connection.cursor() as lent:
@@ -214,12 +214,12 @@ def test_a_stranded_row_is_rung_again_for_the_same_attempt_and_the_longest_waiti
         submit(cursor, tenant, name, delay=60.0 if name == "unrung" else None)
         shift(cursor, tenant, "rung_at", seconds, name)
     assert claim(cursor, tenant, "running")
-    (ring,) = recovery.ring_stranded(cursor, tenant, limit=1, stranded_after=10)
+    (ring,) = ringing.ring_stranded(cursor, tenant, limit=1, stranded_after=10)
     assert (ring.execution_id, ring.attempt) == ("a", 1)
-    assert [r.execution_id for r in recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10)] == [
+    assert [r.execution_id for r in ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=10)] == [
         "b"
     ]
-    assert recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
+    assert ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=10) == []
     assert read(cursor, tenant, "a").attempt == 0
     assert events(cursor, tenant, "a") == [("submitted", 0), ("rung_again", 0)]
 

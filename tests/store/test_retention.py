@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import executions, queries, retention, tenancy
+from cloacina_celery.store import queries, retention, settlements, tenancy
 from tests.store.rows import ERROR, run, submit
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ DAY = 86_400.0
 def end(cursor: Cursor, tenant: str, name: str, *, days_ago: float, failed: bool = False) -> None:
     run(cursor, tenant, name)
     if failed:
-        assert executions.end_failed(cursor, tenant, name, 1, error=ERROR, reason="test")
+        assert settlements.end_failed(cursor, tenant, name, 1, error=ERROR, reason="test")
     else:
-        assert executions.succeed(cursor, tenant, name, 1, "null")
+        assert settlements.succeed(cursor, tenant, name, 1, "null")
     cursor.execute(
         f"UPDATE {tenant}.cloacina_executions SET settled_at = now() - make_interval(days => %s) WHERE id = %s",
         (days_ago, name),

@@ -11,7 +11,7 @@ import pytest
 from cloacina_celery import RetryPolicy
 from cloacina_celery.core.lifecycle import Fail, Retry, State
 from cloacina_celery.core.retry import lineage
-from cloacina_celery.store import executions, queries, recovery
+from cloacina_celery.store import executions, queries, recovery, ringing, settlements
 from tests.store.rows import ERROR, EXECUTION_ID, LEASE, bring_to, claim, events, expire, read, run, submit
 from tests.support.waiting import database_time
 
@@ -28,7 +28,7 @@ ONCE_MORE = RetryPolicy(max_attempts=2, initial_delay=40, backoff="fixed", jitte
 
 
 def fail(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> Any:
-    return executions.fail(
+    return settlements.fail(
         cursor, tenant, execution_id, attempt,
         error=ERROR, lineage=lineage(OSError), random=0.5, default_policy=ONCE_MORE,
     )  # fmt: skip
@@ -40,14 +40,14 @@ def recover(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -> boo
 
 
 WRITES: dict[str, Callable[[Cursor, str, str, int], Any]] = {
-    "succeed": lambda c, t, i, n: executions.succeed(c, t, i, n, "7"),
-    "succeed, prepared": lambda c, t, i, n: executions.succeed(c, t, i, n, "7", prepare=True),
+    "succeed": lambda c, t, i, n: settlements.succeed(c, t, i, n, "7"),
+    "succeed, prepared": lambda c, t, i, n: settlements.succeed(c, t, i, n, "7", prepare=True),
     "fail": fail,
-    "retry": lambda c, t, i, n: executions.retry(c, t, i, n, error=ERROR, delay=5.0),
-    "end_failed": lambda c, t, i, n: executions.end_failed(c, t, i, n, error=ERROR, reason="test"),
-    "park": executions.park,
-    "release_attempt": lambda c, t, i, n: executions.release_attempt(c, t, i, n, reason="test"),
-    "end_cancelled": lambda c, t, i, n: executions.end_cancelled(c, t, i, n, reason="test"),
+    "retry": lambda c, t, i, n: settlements.retry(c, t, i, n, error=ERROR, delay=5.0),
+    "end_failed": lambda c, t, i, n: settlements.end_failed(c, t, i, n, error=ERROR, reason="test"),
+    "park": settlements.park,
+    "release_attempt": lambda c, t, i, n: settlements.release_attempt(c, t, i, n, reason="test"),
+    "end_cancelled": lambda c, t, i, n: settlements.end_cancelled(c, t, i, n, reason="test"),
     "heartbeat": lambda c, t, i, n: executions.heartbeat(c, t, [(i, n)], lease_ttl=LEASE),
     "recover": recover,
 }
@@ -127,7 +127,7 @@ def test_each_transition_is_recorded_in_its_own_transaction(
 
 def test_a_result_is_kept_with_its_settlement(cursor: Cursor, tenant: str) -> None:
     run(cursor, tenant)
-    assert executions.succeed(cursor, tenant, EXECUTION_ID, 1, '{"total": 7}')
+    assert settlements.succeed(cursor, tenant, EXECUTION_ID, 1, '{"total": 7}')
     assert read(cursor, tenant).result == '{"total": 7}'
     found = queries.get(cursor, tenant, EXECUTION_ID)
     assert found is not None
@@ -170,7 +170,7 @@ def test_a_requested_retry_takes_its_instant_and_its_new_message(
 ) -> None:
     run(cursor, tenant)
     eta = database_time(observer) + timedelta(hours=3)
-    assert executions.retry(cursor, tenant, EXECUTION_ID, 1, error=ERROR, eta=eta, message="[1]")
+    assert settlements.retry(cursor, tenant, EXECUTION_ID, 1, error=ERROR, eta=eta, message="[1]")
     row = read(cursor, tenant)
     assert (row.run_at, row.message, row.failures) == (eta, "[1]", 1)
 
@@ -179,10 +179,10 @@ def test_giving_an_attempt_back_spends_no_budget_and_leaves_it_to_the_next_poll(
     cursor: Cursor, tenant: str
 ) -> None:
     run(cursor, tenant)
-    assert executions.release_attempt(cursor, tenant, EXECUTION_ID, 1, reason="test")
+    assert settlements.release_attempt(cursor, tenant, EXECUTION_ID, 1, reason="test")
     row = read(cursor, tenant)
     assert (row.failures, row.recoveries, row.releases, row.rung_at) == (0, 0, 1, None)
-    (ring,) = recovery.ring_due(cursor, tenant, limit=10)
+    (ring,) = ringing.ring_due(cursor, tenant, limit=10)
     assert ring.attempt == 2
 
 
@@ -192,7 +192,7 @@ def test_a_heartbeat_extends_exactly_the_leases_that_are_held(
     for name in ("a", "b", "c", "d"):
         run(cursor, tenant, name)
         expire(cursor, tenant, name)
-    assert executions.succeed(cursor, tenant, "b", 1, None)
+    assert settlements.succeed(cursor, tenant, "b", 1, None)
     now = database_time(observer)
     held = executions.heartbeat(cursor, tenant, [("a", 1), ("b", 1), ("c", 2), ("x", 1)], lease_ttl=LEASE)
     assert held == {"a"}
@@ -214,7 +214,7 @@ def test_what_has_not_ended_can_be_cancelled_and_its_attempt_is_fenced(
     assert queries.cancel(cursor, tenant, EXECUTION_ID, reason="not wanted")
     assert read(cursor, tenant).state is State.CANCELLED
     assert queries.history(cursor, tenant, EXECUTION_ID)[-1].reason == "not wanted"
-    assert not executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert not settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
     assert claim(cursor, tenant, attempt=2) is None
 
 
@@ -242,19 +242,19 @@ def test_an_operator_requeues_what_failed_was_abandoned_or_cancelled_and_nothing
     assert (row.state, row.failures, row.recoveries, row.settled_at) == (State.PENDING, 0, 0, None)
     assert events(cursor, tenant)[-1] == ("requeued", 1)
     # The attempt that was running when it was cancelled stays a zombie.
-    assert not executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert not settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
     assert claim(cursor, tenant, attempt=2)
-    assert not executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
-    assert executions.succeed(cursor, tenant, EXECUTION_ID, 2, None)
+    assert not settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert settlements.succeed(cursor, tenant, EXECUTION_ID, 2, None)
 
 
 def test_a_message_that_did_not_leave_is_noted_unless_the_row_has_moved_on(
     cursor: Cursor, tenant: str
 ) -> None:
     submit(cursor, tenant)
-    executions.unring(cursor, tenant, [(EXECUTION_ID, 2)])
+    ringing.unring(cursor, tenant, [(EXECUTION_ID, 2)])
     assert read(cursor, tenant).rung_at is not None
-    executions.unring(cursor, tenant, [(EXECUTION_ID, 1)])
+    ringing.unring(cursor, tenant, [(EXECUTION_ID, 1)])
     assert read(cursor, tenant).rung_at is None
-    (ring,) = recovery.ring_due(cursor, tenant, limit=10)
+    (ring,) = ringing.ring_due(cursor, tenant, limit=10)
     assert (ring.execution_id, ring.attempt) == (EXECUTION_ID, 1)

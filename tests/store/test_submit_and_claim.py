@@ -10,7 +10,7 @@ import pytest
 
 from cloacina_celery import RetryPolicy
 from cloacina_celery.core.lifecycle import State
-from cloacina_celery.store import executions, queries
+from cloacina_celery.store import executions, queries, settlements
 from cloacina_celery.store.executions import Claim, Submitted
 from tests.store.rows import (
     EXECUTION_ID,
@@ -103,7 +103,7 @@ def test_of_two_racing_submissions_exactly_one_inserts(
 
 def test_a_parked_row_is_taken_over_by_the_submission_that_replaces_it(cursor: Cursor, tenant: str) -> None:
     run(cursor, tenant)
-    assert executions.park(cursor, tenant, EXECUTION_ID, 1)
+    assert settlements.park(cursor, tenant, EXECUTION_ID, 1)
     assert claim(cursor, tenant, attempt=2) is None
     made = executions.submit(cursor, tenant, submission(task="shop.other", message="[]"))
     assert made == Submitted(attempt=2, is_due=True)
@@ -179,7 +179,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_the_one_who_made_it_and_by_no
     after = read(cursor, tenant)
     assert after.lease_expires_at > before.lease_expires_at
     assert after.attempt == before.attempt
-    assert executions.release_attempt(cursor, tenant, EXECUTION_ID, 1, reason="it took too long")
+    assert settlements.release_attempt(cursor, tenant, EXECUTION_ID, 1, reason="it took too long")
     assert find("this child") is None
 
 
@@ -279,4 +279,4 @@ def test_a_claim_and_a_cancellation_follow_each_other_in_either_order(
     # A running attempt is cancelled as well; a cancelled one is not claimed.
     assert bool(rival.answer()) is (second == "cancel")
     assert read(cursor, tenant).state is State.CANCELLED
-    assert executions.succeed(cursor, tenant, EXECUTION_ID, 1, None) is False
+    assert settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None) is False

@@ -12,7 +12,7 @@ from cloacina_celery.core.settings import Settings
 from cloacina_celery.core.tenancy import TenantState, Verb
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
 from cloacina_celery.runtime.reaper import Reaper
-from cloacina_celery.store import audit, catalog, executions, recovery, removal, tenancy
+from cloacina_celery.store import audit, catalog, executions, removal, ringing, settlements, tenancy
 from cloacina_celery.store.database import UndefinedTable
 from cloacina_celery.store.tenancy import Left
 from tests.store.rows import EXECUTION_ID, LEASE, WORKER, Rival, claim, events, expire, read, run, submit
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psycopg2 import extensions
 
     from cloacina_celery.store.database import Cursor, Database
-    from cloacina_celery.store.executions import Ring
+    from cloacina_celery.store.ringing import Ring
 
 BY = "ada@laptop"
 VERBS: dict[str, Callable[[Database, str], Any]] = {
@@ -70,7 +70,7 @@ def test_a_row_whose_message_was_declined_is_rung_at_the_resumption_and_not_befo
 ) -> None:
     submit(cursor, tenant)
     tenancy.suspend(database, tenant, by=BY)
-    assert executions.unring(cursor, tenant, [(EXECUTION_ID, 1)])
+    assert ringing.unring(cursor, tenant, [(EXECUTION_ID, 1)])
     published: list[Ring] = []
     assert reaper(database, published).sweep([tenant]) == 0
     tenancy.resume(database, tenant, by=BY)
@@ -85,9 +85,9 @@ def test_a_suspended_tenants_stranded_rows_are_left_alone(
 ) -> None:
     submit(cursor, tenant)
     tenancy.suspend(database, tenant, by=BY)
-    assert recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=-1) == []
+    assert ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=-1) == []
     tenancy.resume(database, tenant, by=BY)
-    assert len(recovery.ring_stranded(cursor, tenant, limit=9, stranded_after=-1)) == 1
+    assert len(ringing.ring_stranded(cursor, tenant, limit=9, stranded_after=-1)) == 1
 
 
 def test_what_runs_in_a_suspended_tenant_settles_and_what_was_lost_is_recovered_to_wait(
@@ -97,7 +97,7 @@ def test_what_runs_in_a_suspended_tenant_settles_and_what_was_lost_is_recovered_
     run(cursor, tenant, "e-2")
     tenancy.suspend(database, tenant, by=BY)
     assert executions.heartbeat(cursor, tenant, [(EXECUTION_ID, 1)], lease_ttl=LEASE)
-    assert executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
     expire(cursor, tenant, "e-2")
     assert reaper(database, []).sweep([tenant], check_stranded=False) == 1
     assert read(cursor, tenant, "e-2").state is State.PENDING
@@ -113,7 +113,7 @@ def test_what_is_given_back_spends_no_budget_and_closes_the_fence_of_its_attempt
     assert tenancy.give_back(database, tenant, by=BY) == 0
     row = read(cursor, tenant)
     assert (row.state, row.releases, row.recoveries, row.rung_at) == (State.PENDING, 1, 0, None)
-    assert not executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert not settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
     assert entries(database, tenant) == [
         ("create", "entered"), ("suspend", "suspended"), ("suspend", "given back"),
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_draining_tenant_starts_and_ends_what_it_has(
     assert tenancy.count_open(cursor, tenant) == Left(pending=1, running=0, letters=0)
     assert claim(cursor, tenant) is not None
     assert tenancy.count_open(cursor, tenant) == Left(pending=0, running=1, letters=0)
-    assert executions.succeed(cursor, tenant, EXECUTION_ID, 1, None)
+    assert settlements.succeed(cursor, tenant, EXECUTION_ID, 1, None)
     assert not tenancy.count_open(cursor, tenant)
 
 
@@ -280,7 +280,7 @@ def test_who_comes_after_the_drop_finds_no_table(
     work: dict[str, Callable[[Cursor], Any]] = {
         "submit": lambda lent: submit(lent, tenant, "e-3"),
         "claim": lambda lent: claim(lent, tenant, "e-2"),
-        "settle": lambda lent: executions.succeed(lent, tenant, "e-1", 1, None),
+        "settle": lambda lent: settlements.succeed(lent, tenant, "e-1", 1, None),
     }
     with database.transaction() as lent:
         removal.drop_schema(lent, tenant)

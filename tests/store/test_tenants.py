@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import InvalidTenantName, SchemaMismatch, UnknownTenant
 from cloacina_celery.plugin.memory import BusyMarks
-from cloacina_celery.store import busy, catalog, migrate, removal
+from cloacina_celery.store import busy, catalog, migrate, removal, settlements
 from cloacina_celery.store.database import Database
 from tests.store.rows import Rival, read, run
 
@@ -204,7 +204,7 @@ def run_prepared(cursor: Cursor, *, epoch: int) -> None:
         epoch=epoch,
         prepare=True,
     )
-    assert executions.succeed(cursor, "tenant_acme", EXECUTION_ID, 1, None, prepare=True)
+    assert settlements.succeed(cursor, "tenant_acme", EXECUTION_ID, 1, None, prepare=True)
 
 
 def test_a_tenant_that_begins_anew_is_marked_as_one_that_may_have_work(

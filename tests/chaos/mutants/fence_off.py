@@ -4,11 +4,11 @@ from typing import Any
 
 from cloacina_celery.chaos.app import app
 from cloacina_celery.runtime.attempt import Attempt
-from cloacina_celery.store import executions
+from cloacina_celery.store import executions, settlements
 from tests.chaos.mutants.races import replaced
 
-executions._SUCCEED = replaced(
-    executions._SUCCEED,
+settlements._SUCCEED = replaced(
+    settlements._SUCCEED,
     ("WHERE id = $1::text AND attempt = $2::int AND state = 'running'", "WHERE id = $1::text"),
 )
 
