@@ -12,10 +12,11 @@ from cloacina_celery.core.lifecycle import Abandon, Recover
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.runtime.attention import Attention
+from cloacina_celery.runtime.housekeeping import Housekeeping
 from cloacina_celery.runtime.stranded import LostMessages, Publish, QueueDepth
 from cloacina_celery.runtime.units import CursorUnit, settlement
 from cloacina_celery.runtime.watch import Watch
-from cloacina_celery.store import busy, catalog, outbox, recovery, retention, ringing, turns, workers
+from cloacina_celery.store import catalog, outbox, recovery, ringing, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
 from cloacina_celery.store.database import Cursor, Database, DriverError, PassingTrouble, in_words
 from cloacina_celery.store.outbox import Letter
@@ -27,8 +28,6 @@ OnAbandoned = Callable[[str, Recovered], None]
 CanPublish = Callable[[str], bool]
 
 GLANCE_BATCH = 100
-PRUNE_INTERVAL = 3600.0
-"""Seconds between two looks for old executions of a tenant that had no full batch of them."""
 TROUBLED_PAUSE = 5.0
 """Seconds for which a tenant that could not be looked at is looked at alone and no more."""
 
@@ -68,7 +67,9 @@ class Reaper:
         self._watch = Watch(database, settings)
         self._lost = LostMessages(database, settings, publish=publish, queue_depth=queue_depth)
         self._troubled_until: dict[str, float] = {}
-        self._pruned_at: dict[str, float] = {}
+        self._housekeeping = Housekeeping(
+            database, settings, is_troubled=self._is_troubled, note_trouble=self._note_trouble
+        )
 
     def sweep(self, tenants: Sequence[str], *, check_stranded: bool = True) -> int:
         """Look at the tenants and move on what needs it; return how many executions were touched.
@@ -95,21 +96,11 @@ class Reaper:
         Args:
             everything: look at each tenant; else at those that `attend` chooses.
         """
-        tenants = {tenant.name: tenant for tenant in catalog.tenants(self._database)}
-        chosen = list(tenants) if everything else self.attend(list(tenants))
+        tenants = catalog.tenants(self._database)
+        names = [tenant.name for tenant in tenants]
+        chosen = names if everything else self.attend(names)
         touched = self.recover_dead_workers() + self.sweep(chosen)
-        pruned = frozenset(chosen)
-        kept = {self._settings.retain_succeeded, self._settings.retain_failed}
-        for name, tenant in tenants.items():
-            succeeded_after = _own_or(tenant.retain_succeeded, self._settings.retain_succeeded)
-            failed_after = _own_or(tenant.retain_failed, self._settings.retain_failed)
-            kept |= {succeeded_after, failed_after}
-            if name in pruned:
-                self._prune(name, succeeded_after=succeeded_after, failed_after=failed_after)
-        self._review_marks()
-        # An entry outlives the events that name it, so that `execution show` can always say who it was.
-        with bounded_transaction(self._database) as cursor:
-            retention.forget_workers(cursor, stopped_after=max(kept) if all(kept) else 0)
+        self._housekeeping.tidy(tenants, chosen=chosen)
         return touched
 
     def recover_dead_workers(self) -> int:
@@ -196,8 +187,7 @@ class Reaper:
         return recovered
 
     def _glance(self, tenants: Sequence[str]) -> list[Glance]:
-        now = time.monotonic()
-        wanted = [t for t in tenants if self._troubled_until.get(t, 0.0) <= now]
+        wanted = [tenant for tenant in tenants if not self._is_troubled(tenant)]
         if not wanted:
             return []
         stranded_after = self._settings.stranded_after
@@ -253,37 +243,6 @@ class Reaper:
         if sent:
             log("sweep.letters", tenant=tenant, count=len(sent))
         return len(sent)
-
-    def _review_marks(self) -> None:
-        with bounded_transaction(self._database) as cursor:
-            old = busy.old(cursor)
-        for tenant in old:
-            try:
-                with bounded_transaction(self._database) as cursor:
-                    busy.renew_or_remove(cursor, tenant)
-            except DriverError as error:
-                self._note_trouble(tenant, error)
-
-    def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
-        now = time.monotonic()
-        if now < max(self._pruned_at.get(tenant, 0.0), self._troubled_until.get(tenant, 0.0)):
-            return
-        try:
-            with bounded_transaction(self._database) as cursor:
-                pruned = retention.prune(
-                    cursor,
-                    tenant,
-                    succeeded_after=succeeded_after,
-                    failed_after=failed_after,
-                    limit=self._settings.sweep_batch,
-                )
-        except Exception as error:  # noqa: BLE001  # as in `sweep`
-            self._note_trouble(tenant, error)
-            return
-        # A full batch means that there is more: the next sweep goes on. Else an hour is soon enough.
-        self._pruned_at[tenant] = now + (0.0 if pruned == self._settings.sweep_batch else PRUNE_INTERVAL)
-        if pruned:
-            log("sweep.pruned", tenant=tenant, count=pruned)
 
     def _recover(
         self,
@@ -343,11 +302,10 @@ class Reaper:
         turn_of = {orphan.execution_id: turn for orphan, turn in zip(going, taken, strict=True)}
         return [(orphan, turn_of.get(orphan.execution_id)) for orphan in orphans]
 
+    def _is_troubled(self, tenant: str) -> bool:
+        return time.monotonic() < self._troubled_until.get(tenant, 0.0)
+
     def _note_trouble(self, tenant: str, error: Exception) -> None:
         self.note_answer(error)
         self._troubled_until[tenant] = time.monotonic() + TROUBLED_PAUSE
         log("sweep.failed", tenant=tenant, error=in_words(error))
-
-
-def _own_or(own: float | None, setting: float) -> float:
-    return setting if own is None else own

@@ -1,0 +1,88 @@
+"""Housekeeping: what has ended long ago is deleted, and marks that say nothing any more are taken away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from cloacina_celery.core.settings import Settings
+from cloacina_celery.store import busy, retention
+from cloacina_celery.store.bounded import bounded_transaction
+from cloacina_celery.store.catalog import Tenant
+from cloacina_celery.store.database import Database
+from cloacina_celery.telemetry import log
+
+PRUNE_INTERVAL = 3600.0
+"""Seconds between two looks for old executions of a tenant that had no full batch of them."""
+
+NoteTrouble = Callable[[str, Exception], None]
+IsTroubled = Callable[[str], bool]
+
+
+class Housekeeping:
+    """Tidy up behind the tenants, a small batch at a time; one tenant's trouble is noted and stops no other's.
+
+    Args:
+        settings: how long things are kept where the tenant has no times of its own.
+        is_troubled: tells whether a tenant is better left alone for now.
+        note_trouble: told of a tenant and of what went wrong there.
+    """
+
+    def __init__(
+        self, database: Database, settings: Settings, *, is_troubled: IsTroubled, note_trouble: NoteTrouble
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._is_troubled = is_troubled
+        self._note_trouble = note_trouble
+        self._next_prune: dict[str, float] = {}
+
+    def tidy(self, tenants: Iterable[Tenant], *, chosen: Iterable[str]) -> None:
+        """Prune the chosen ones of all tenants, look at old marks, and forget workers that nothing names any more."""
+        now_looked_at = frozenset(chosen)
+        kept = {self._settings.retain_succeeded, self._settings.retain_failed}
+        for tenant in tenants:
+            succeeded_after = _own_or(tenant.retain_succeeded, self._settings.retain_succeeded)
+            failed_after = _own_or(tenant.retain_failed, self._settings.retain_failed)
+            kept |= {succeeded_after, failed_after}
+            if tenant.name in now_looked_at:
+                self._prune(tenant.name, succeeded_after=succeeded_after, failed_after=failed_after)
+        self._review_marks()
+        # An entry outlives the events that name it, so that `execution show` can always say who it was.
+        with bounded_transaction(self._database) as cursor:
+            retention.forget_workers(cursor, stopped_after=max(kept) if all(kept) else 0)
+
+    def _review_marks(self) -> None:
+        with bounded_transaction(self._database) as cursor:
+            old = busy.old(cursor)
+        for tenant in old:
+            try:
+                with bounded_transaction(self._database) as cursor:
+                    busy.renew_or_remove(cursor, tenant)
+            except Exception as error:  # noqa: BLE001  # nothing in one tenant may stop the others
+                self._note_trouble(tenant, error)
+
+    def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
+        now = time.monotonic()
+        if now < self._next_prune.get(tenant, 0.0) or self._is_troubled(tenant):
+            return
+        try:
+            with bounded_transaction(self._database) as cursor:
+                pruned = retention.prune(
+                    cursor,
+                    tenant,
+                    succeeded_after=succeeded_after,
+                    failed_after=failed_after,
+                    limit=self._settings.sweep_batch,
+                )
+        except Exception as error:  # noqa: BLE001  # as above
+            self._note_trouble(tenant, error)
+            return
+        # A full batch means that there is more: the next sweep goes on. Else an hour is soon enough.
+        self._next_prune[tenant] = now + (0.0 if pruned == self._settings.sweep_batch else PRUNE_INTERVAL)
+        if pruned:
+            log("sweep.pruned", tenant=tenant, count=pruned)
+
+
+def _own_or(own: float | None, setting: float) -> float:
+    return setting if own is None else own
