@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tests.support.waiting import eventually
+from tests.support.waiting import LOCKS, eventually
 
 if TYPE_CHECKING:
     from tests.acceptance.stage import Stage
@@ -45,7 +45,7 @@ def test_processes_that_race_for_one_key_all_get_the_one_execution(stage: Stage)
         ]
 
         def all_wait() -> bool:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            cursor.execute(f"SELECT count(*) FROM {LOCKS} WHERE locktype = 'advisory' AND NOT granted")
             return bool(cursor.fetchone() == (4,))
 
         eventually(all_wait, 60, "the callers to wait for the start")

@@ -12,7 +12,7 @@ from kombu import Connection
 from tests.acceptance.stage import BAZAAR
 from tests.support.processes import celery
 from tests.support.shop_tables import prepare_shop
-from tests.support.waiting import eventually, never, wait_for_row
+from tests.support.waiting import LOCKS, eventually, never, wait_for_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +184,7 @@ def test_a_drop_whose_process_is_killed_is_completed_by_the_next_one(
     dropping = stage.processes.start("drop", [*celery(BAZAAR), *verb])
     wait_for_row(
         stage.observer,
-        "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted",
+        f"SELECT 1 FROM {LOCKS} WHERE mode = 'AccessExclusiveLock' AND NOT granted",
         why="the drop to stand at the table",
     )
     dropping.kill9()

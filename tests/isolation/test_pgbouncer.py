@@ -167,7 +167,8 @@ def test_what_a_killed_worker_ran_is_recovered_by_its_lease(served: Shop) -> Non
     result = served.send("until_killed", "killed")
     wait_for_row(
         served.observer,
-        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%%' AND state = 'active'",
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%%'"
+        " AND state = 'active'",
         why="the task to be in the middle",
     )
     served.workers[-1].kill9(whole=True)

@@ -14,14 +14,10 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
-from cloacina_celery.store.database import (
-    APPLICATION_NAME,
-    Database,
-    DriverError,
-    lost_connection,
-    normalise_url,
-)
+from cloacina_celery.store.database import APPLICATION_NAME, Database, normalise_url
+from cloacina_celery.store.driver_errors import DriverError, lost_connection
 from cloacina_celery.store.sessions import TenantSession
+from tests.support.waiting import LOCKS
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
@@ -301,7 +297,7 @@ def test_nothing_of_one_tenants_session_is_left_to_the_next_user_of_its_connecti
         with pytest.raises(DBAPIError, match="lastval is not yet defined"):
             session.execute(text("SELECT lastval()"))
     with observer.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712")
+        cursor.execute(f"SELECT count(*) FROM {LOCKS} WHERE locktype = 'advisory' AND objid = 4712")
         assert cursor.fetchone() == (0,)
     with database.statement() as lent:
         assert lent.connection.info.backend_pid == first

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from cloacina_celery.core.tenancy import TenantState
 from cloacina_celery.store import catalog, fleet, migrate, removal, tenancy
 from cloacina_celery.store.database import Database
-from tests.support.waiting import wait_for_row
+from tests.support.waiting import LOCKS, wait_for_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +138,7 @@ def test_a_tenant_is_not_dropped_while_it_is_migrated(
     dropping.start()
     wait_for_row(
         observer,
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+        f"SELECT 1 FROM {LOCKS} WHERE locktype = 'advisory' AND NOT granted",
         why="the drop to wait for the migration",
     )
     assert catalog.exists(database, "tenant_03")
@@ -163,7 +163,7 @@ def test_a_migration_that_waited_for_a_drop_or_a_rename_does_not_bring_the_schem
     migrating.start()
     wait_for_row(
         observer,
-        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+        f"SELECT 1 FROM {LOCKS} WHERE locktype = 'advisory' AND NOT granted",
         why="the migration to wait for the verb",
     )
     cursor = holder.connection.cursor()

@@ -22,10 +22,10 @@ from cloacina_celery.store import (
     settlements,
     tenancy,
 )
-from cloacina_celery.store.database import DeadlockDetected, LockNotAvailable
+from cloacina_celery.store.driver_errors import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
-from tests.support.waiting import wait_for_row
+from tests.support.waiting import LOCKS, wait_for_row
 
 if TYPE_CHECKING:
     from psycopg2 import extensions
@@ -344,7 +344,7 @@ def test_a_verb_that_races_a_removal_waits_for_it_and_neither_ends_in_a_deadlock
         rival = Rival(database, work)
         wait_for_row(
             observer,
-            "SELECT 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted",
+            f"SELECT 1 FROM {LOCKS} WHERE locktype = 'relation' AND NOT granted",
             why="the verb to wait",
         )
         # A rival that had the row by now would wait for the table, and we for the row.

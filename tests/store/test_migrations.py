@@ -15,7 +15,7 @@ from cloacina_celery.store import catalog, executions, fleet, migrate, settlemen
 from cloacina_celery.store.database import Database
 from tests.store.rows import EXECUTION_ID, claim, read, submission
 from tests.support import ROOT
-from tests.support.waiting import eventually, wait_for_row
+from tests.support.waiting import LOCKS, eventually, wait_for_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -199,7 +199,7 @@ def test_a_crash_in_the_middle_leaves_nothing_and_the_next_start_does_all_of_it(
     with creating:
         (backend,) = wait_for_row(
             observer,
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted",
+            f"SELECT pid FROM {LOCKS} WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted",
             why="the migration to stand in the middle",
         )
         creating.kill()

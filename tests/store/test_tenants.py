@@ -14,6 +14,7 @@ from cloacina_celery.plugin.memory import BusyMarks
 from cloacina_celery.store import busy, catalog, migrate, removal, settlements
 from cloacina_celery.store.database import Database
 from tests.store.rows import Rival, read, run
+from tests.support.waiting import LOCKS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,9 +168,7 @@ def test_a_tenant_is_created_once_though_the_second_looked_before_the_first_had_
     with database.engine.begin() as connection:
         migrate.lock(connection)
         rivals = [Rival(database, lambda _: catalog.create(database, "tenant_acme")) for _ in range(3)]
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        from tests.support.waiting import eventually
-
+        waiting = f"SELECT count(*) FROM {LOCKS} WHERE locktype = 'advisory' AND NOT granted"
         eventually(lambda: execute(observer, waiting) == [(3,)], why="all three to stand at the lock")
     assert sorted(rival.answer() for rival in rivals) == [False, False, True]
 

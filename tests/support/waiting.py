@@ -24,6 +24,13 @@ PATIENCE = 15.0
 """Seconds a waiter waits unless told: far more than a fact needs, as two busy cores may run four workers."""
 
 
+LOCKS = (
+    "(SELECT l.* FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+    " WHERE d.datname = current_database()) AS locks"
+)
+"""The locks of the asking connection's database: pg_locks shows the whole server's, other tests' among them."""
+
+
 def eventually(
     fact: Callable[[], T | None],
     timeout: float = PATIENCE,
