@@ -19,7 +19,7 @@ from cloacina_celery.runtime.context import current_worker_id
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.trust import steady_clock
 from cloacina_celery.store import executions, limits, ringing
-from cloacina_celery.store.database import InvalidSchemaName, LockNotAvailable, UndefinedTable, one_line
+from cloacina_celery.store.driver_errors import InvalidSchemaName, LockNotAvailable, UndefinedTable, one_line
 from cloacina_celery.store.executions import Claim
 from cloacina_celery.store.limits import Deferred
 from cloacina_celery.telemetry import log

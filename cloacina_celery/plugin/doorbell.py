@@ -22,6 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
+from cloacina_celery.store.driver_errors import one_line
 from cloacina_celery.telemetry import log
 
 SHORT = 0.025
@@ -123,7 +124,7 @@ class DoorbellQoS(redis.QoS):
             if self._delivered:
                 super().restore_unacked(client)
         except Exception as error:  # noqa: BLE001  # kombu has no client any more, and trips over that
-            log("messages.kept", error=" ".join(str(error).split()))
+            log("messages.kept", error=one_line(error))
 
 
 @contextmanager

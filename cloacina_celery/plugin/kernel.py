@@ -17,7 +17,8 @@ from cloacina_celery.plugin.memory import BusyMarks, ChordSizes, Locations, Mess
 from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.trust import LeaseBoard
 from cloacina_celery.store import busy, catalog
-from cloacina_celery.store.database import Cursor, Database, InvalidSchemaName, UndefinedTable
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import InvalidSchemaName, UndefinedTable
 
 NO_RETRY = RetryPolicy(max_attempts=1)
 

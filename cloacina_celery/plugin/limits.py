@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cloacina_celery.store import busy, limits
 from cloacina_celery.store.bounded import LOOK_TIMEOUT_MS, bounded_transaction
-from cloacina_celery.store.database import DriverError, after_fork_in_child, in_words
+from cloacina_celery.store.database import after_fork_in_child
+from cloacina_celery.store.driver_errors import DriverError, in_words
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:

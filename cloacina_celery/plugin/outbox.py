@@ -11,7 +11,7 @@ from kombu import Exchange, Queue, serialization
 
 from cloacina_celery.plugin.envelope import dump_json, load_json
 from cloacina_celery.store import outbox
-from cloacina_celery.store.database import in_words
+from cloacina_celery.store.driver_errors import in_words
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.telemetry import log
 

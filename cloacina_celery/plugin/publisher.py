@@ -19,7 +19,7 @@ from cloacina_celery.plugin.connections import BoundedConnections, BrokerRefuses
 from cloacina_celery.plugin.doorbell import at_the_head
 from cloacina_celery.plugin.envelope import Envelope
 from cloacina_celery.store import ringing
-from cloacina_celery.store.database import DriverError, in_words
+from cloacina_celery.store.driver_errors import DriverError, in_words
 from cloacina_celery.store.ringing import Ring
 from cloacina_celery.telemetry import log
 

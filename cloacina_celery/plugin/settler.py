@@ -29,7 +29,8 @@ from cloacina_celery.runtime.context import Unit, bind_attempt, bind_tenant, bin
 from cloacina_celery.runtime.units import CursorUnit, SessionUnit, settlement
 from cloacina_celery.store import settlements
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import Cursor, is_disconnect, on_lent_connection
+from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.driver_errors import is_disconnect, on_lent_connection
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from cloacina_celery.runtime.attempt import RequestedRetry
 from cloacina_celery.runtime.context import Unit, bound_tenant, current_attempt, current_unit
 from cloacina_celery.runtime.units import SessionUnit, settlement
 from cloacina_celery.store import chords, executions
-from cloacina_celery.store.database import Cursor, InvalidSchemaName, UndefinedTable, on_lent_connection
+from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.driver_errors import InvalidSchemaName, UndefinedTable, on_lent_connection
 from cloacina_celery.store.executions import Submission, Submitted
 
 if TYPE_CHECKING:

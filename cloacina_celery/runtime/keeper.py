@@ -16,7 +16,8 @@ from cloacina_celery.runtime.lease import Duties, LeaseHolder
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.runtime.trust import LeaseBoard
 from cloacina_celery.store import workers
-from cloacina_celery.store.database import Database, DriverError, LockNotAvailable, in_words
+from cloacina_celery.store.database import Database
+from cloacina_celery.store.driver_errors import DriverError, LockNotAvailable, in_words, one_line
 from cloacina_celery.telemetry import log
 
 MAX_BACKOFF = 5.0
@@ -133,7 +134,7 @@ class Keeper:
             except (DriverError, CloacinaError) as error:
                 self._reaper.note_answer(error)
                 backoff = min(max(backoff * 2, 0.2), MAX_BACKOFF)
-                log("keeper.trouble", error=" ".join(str(error).split()))
+                log("keeper.trouble", error=one_line(error))
                 time.sleep(backoff * random.uniform(0.5, 1.0))
             except Exception as error:  # noqa: BLE001  # it must outlive a task's callbacks
                 log("keeper.trouble", error=repr(error))
@@ -170,7 +171,7 @@ class Keeper:
             except LockNotAvailable as error:
                 self._reaper.note_answer(error)
                 # One tenant is locked: the others must not wait for it, and its work must not be forgotten.
-                log("keeper.trouble", error=" ".join(str(error).split()))
+                log("keeper.trouble", error=one_line(error))
                 self._locked.append((time.monotonic() + LOCKED_PAUSE, work))
 
 

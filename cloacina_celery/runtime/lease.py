@@ -16,15 +16,8 @@ from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
 from cloacina_celery.runtime.trust import Held, LeaseBoard, steady_clock
 from cloacina_celery.store import executions, workers
 from cloacina_celery.store.bounded import bounded_transaction
-from cloacina_celery.store.database import (
-    ConnectionTrouble,
-    Cursor,
-    Database,
-    DriverError,
-    LockNotAvailable,
-    StoreConnection,
-    after_fork_in_child,
-)
+from cloacina_celery.store.database import Cursor, Database, StoreConnection, after_fork_in_child
+from cloacina_celery.store.driver_errors import ConnectionTrouble, DriverError, LockNotAvailable, one_line
 from cloacina_celery.telemetry import log
 
 LIVENESS_INTERVAL = 0.5
@@ -108,7 +101,7 @@ class LeaseHolder:
                 self._stopping.wait(LIVENESS_INTERVAL)
             except (DriverError, CloacinaError) as error:
                 backoff = min(max(backoff * 2, 0.1), MAX_BACKOFF)
-                log("keeper.trouble", error=" ".join(str(error).split()))
+                log("keeper.trouble", error=one_line(error))
                 self._stopping.wait(backoff * random.uniform(0.5, 1.0))
             except Exception as error:  # noqa: BLE001  # without this thread every lease of the worker runs out
                 log("keeper.trouble", error=repr(error))
@@ -131,12 +124,12 @@ class LeaseHolder:
             # Any role may take any advisory lock, so a tenant's code may sit on ours, or our last connection is not
             # gone yet. That must cost no task its lease: until the lock is free, the heartbeat speaks for us.
             self._drop_liveness()
-            log("liveness.taken", error=" ".join(str(error).split()))
+            log("liveness.taken", error=one_line(error))
             with self._database.statement() as cursor:
                 workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
         except ConnectionTrouble as error:
             self._drop_liveness()
-            log("liveness.lost", error=" ".join(str(error).split()))
+            log("liveness.lost", error=one_line(error))
             raise DatabaseUnavailable("the liveness connection broke") from error
 
     def _register_tenants(self, cursor: Cursor) -> None:
@@ -162,7 +155,7 @@ class LeaseHolder:
                 self.board.write(self._trusted.items())
             except DriverError as error:
                 # One tenant's dropped or locked schema must not cost the others their leases.
-                log("heartbeat.failed", tenant=tenant, error=" ".join(str(error).split()))
+                log("heartbeat.failed", tenant=tenant, error=one_line(error))
 
     def _drop_liveness(self) -> None:
         if self._liveness is not None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cloacina_celery.errors import CloacinaError
-from cloacina_celery.store.database import DriverError
+from cloacina_celery.store.driver_errors import DriverError, one_line
 from cloacina_celery.telemetry import log
 
 
@@ -34,6 +34,6 @@ class Patrol:
             try:
                 self._look()
             except (DriverError, CloacinaError) as error:
-                log("keeper.trouble", error=" ".join(str(error).split()))
+                log("keeper.trouble", error=one_line(error))
             except Exception as error:  # noqa: BLE001  # the next look may well succeed
                 log("keeper.trouble", error=repr(error))

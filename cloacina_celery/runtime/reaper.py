@@ -18,7 +18,8 @@ from cloacina_celery.runtime.units import CursorUnit, settlement
 from cloacina_celery.runtime.watch import Watch
 from cloacina_celery.store import catalog, outbox, recovery, ringing, turns, workers
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS, LOOK_TIMEOUT_MS, bound, bounded_transaction
-from cloacina_celery.store.database import Cursor, Database, DriverError, PassingTrouble, in_words
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import DriverError, PassingTrouble, in_words
 from cloacina_celery.store.outbox import Letter
 from cloacina_celery.store.recovery import Glance, Orphan, Recovered
 from cloacina_celery.telemetry import log

@@ -10,7 +10,12 @@ from cloacina_celery.runtime.attempt import Attempt
 from cloacina_celery.runtime.patience import until_available
 from cloacina_celery.runtime.units import Action, CursorUnit, pending_actions, settlement
 from cloacina_celery.store import queries, settlements
-from cloacina_celery.store.database import LockNotAvailable, lost_connection, on_lent_connection, one_line
+from cloacina_celery.store.driver_errors import (
+    LockNotAvailable,
+    lost_connection,
+    on_lent_connection,
+    one_line,
+)
 from cloacina_celery.telemetry import log
 
 T = TypeVar("T")

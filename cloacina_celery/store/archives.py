@@ -18,7 +18,8 @@ from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName
 from cloacina_celery.store import audit, busy, catalog, migrate, roles, tenancy
-from cloacina_celery.store.database import Cursor, Database, DriverError, RoleRefused
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import DriverError, RoleRefused, one_line
 from cloacina_celery.store.moves import Rewrite, require_free, rewrite_all, unring_all
 
 KEYS = "cloacina_celery: idempotency keys are counted by "
@@ -112,7 +113,7 @@ def _let_login_read(cursor: Cursor, name: str) -> None:
     except RoleRefused as error:
         raise ArchiveRefused(
             f"tenant {name} has tables of its own that this login may not read: "
-            f'GRANT "{role}" TO the login ({" ".join(str(error).split())})'
+            f'GRANT "{role}" TO the login ({one_line(error)})'
         ) from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from cloacina_celery.store.database import Cursor, Database, UndefinedTable
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import UndefinedTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,8 @@ from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_na
 from cloacina_celery.errors import InvalidTenantName, IsolationRefused, UnknownTenant
 from cloacina_celery.store import audit, busy, migrate, roles
 from cloacina_celery.store.bounded import bound
-from cloacina_celery.store.database import (
-    Cursor,
-    Database,
-    InvalidSchemaName,
-    LockNotAvailable,
-    UndefinedTable,
-)
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import InvalidSchemaName, LockNotAvailable, UndefinedTable
 
 HAND_OVER_LOCK_TIMEOUT_MS = 5000
 """For how long the hand-over of a tenant's tables waits for those who use them: they wait behind it."""

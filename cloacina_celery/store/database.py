@@ -13,10 +13,11 @@ from weakref import WeakMethod
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 
-from cloacina_celery.errors import CloacinaError, DatabaseUnavailable, SettingsError
+from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store.driver_errors import ConnectionTrouble, DriverError, mark_lost, one_line
 from cloacina_celery.store.watchdog import cut_after
 
 APPLICATION_NAME = "cloacina_celery"
@@ -30,23 +31,8 @@ _AWAY = ("53", "57P0", "25006")
 """A server that is full (of connections, disk or memory), one that starts or shuts down, and one that only reads,
 as the standby does until a failover has promoted it: it will take the same statement later."""
 
-_LOST = "_cloacina_lost_connection"
-"""The attribute by which an exception is known to come from a connection of ours that broke, or could not be made."""
 
-UndefinedTable = psycopg2.errors.UndefinedTable
-InvalidSchemaName = psycopg2.errors.InvalidSchemaName
-LockNotAvailable = psycopg2.errors.LockNotAvailable
-DeadlockDetected = psycopg2.errors.DeadlockDetected
-RoleRefused = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)
-DriverError = psycopg2.Error
-PassingTrouble = (
-    LockNotAvailable,
-    psycopg2.extensions.QueryCanceledError,
-    psycopg2.extensions.TransactionRollbackError,
-)
-"""A lock or a statement that took too long, a deadlock: what the same transaction may not meet the next time."""
 Cursor: TypeAlias = psycopg2.extensions.cursor
-ConnectionTrouble = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
@@ -99,51 +85,6 @@ def normalise_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg2")
 
 
-def is_disconnect(error: BaseException) -> bool:
-    """Tell whether an error means that the connection broke, so that it is not known what was committed."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or hasattr(error, _LOST)
-    if isinstance(error, ConnectionTrouble):
-        # Without a code it is libpq that speaks; 57P01 to 57P03 are a server that shuts down or starts.
-        return error.pgcode is None or error.pgcode.startswith("57P0")
-    return isinstance(error, DatabaseUnavailable)
-
-
-def lost_connection(error: BaseException | None) -> str | None:
-    """Say in words how a connection of ours broke, if an error came from that; ``None`` if it did not.
-
-    Errors of other databases that a task's code talks to are none of ours, however they look.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, DatabaseUnavailable) or hasattr(error, _LOST):
-            return one_line(error)
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextmanager
-def on_lent_connection() -> Iterator[None]:
-    """Have an error that means a broken connection raised as what it is, where a session lent the connection.
-
-    Raises:
-        DatabaseUnavailable: the connection broke; whether a write was committed is not known.
-    """
-    try:
-        yield
-    except (DriverError, DBAPIError) as error:
-        if not is_disconnect(error):
-            raise
-        raise DatabaseUnavailable(f"the database connection broke: {one_line(error)}") from error
-
-
-def _mark_lost(context: ExceptionContext) -> None:
-    error = context.sqlalchemy_exception
-    if error is not None and (context.is_disconnect or context.connection is None):
-        setattr(error, _LOST, True)
-
-
 class Database:
     """Lend connections to the database of all tenants; safe to keep across a fork.
 
@@ -188,7 +129,7 @@ class Database:
                     event.listen(self._engine, "checkout", _refuse_stale)
                     event.listen(self._engine, "connect", self._refuse_a_path)
                     event.listen(self._engine, "reset", _clean_up)
-                    event.listen(self._engine, "handle_error", _mark_lost)
+                    event.listen(self._engine, "handle_error", mark_lost)
                     self._pid = os.getpid()
         return self._engine
 
@@ -338,18 +279,3 @@ def _clean_up(connection: StoreConnection, *_: object) -> None:
             cursor.execute(_CLEAN_UP)
         connection.autocommit = False
         connection.is_tenants = False
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's words, those of the driver where SQLAlchemy has wrapped it, on one line."""
-    return " ".join(str(getattr(error, "orig", error)).split())
-
-
-def in_words(error: BaseException) -> str:
-    """Return an error as a log line says it: its words, and its type where they are neither ours nor the driver's.
-
-    Those of others may say nothing alone: a ``KeyError`` has only the key.
-    """
-    return (
-        one_line(error) if isinstance(error, (DriverError, CloacinaError)) else " ".join(repr(error).split())
-    )

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.store import catalog, migrate, roles
-from cloacina_celery.store.database import Database, DriverError, LockNotAvailable
+from cloacina_celery.store.database import Database
+from cloacina_celery.store.driver_errors import DriverError, LockNotAvailable, one_line
 
 LOCK_TIMEOUT = "2s"
 """How long a migration waits for somebody's transaction; the tenant's work queues up behind it meanwhile."""
@@ -122,5 +123,5 @@ def _migrate(database: Database, name: str) -> Migrated:
     try:
         _upgrade(database, name)
     except (CloacinaError, DBAPIError, DriverError) as error:
-        return Migrated(tenant=name, error=" ".join(str(getattr(error, "orig", error)).split()))
+        return Migrated(tenant=name, error=one_line(error))
     return Migrated(tenant=name, error=None)

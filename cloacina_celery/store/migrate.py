@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
-from cloacina_celery.store.database import Cursor, Database, LockNotAvailable
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import LockNotAvailable
 from cloacina_celery.telemetry import log
 
 CATALOG_HEAD = "c0008"

@@ -10,7 +10,8 @@ from cloacina_celery.core.tenant import LEGACY_TENANT, quote
 from cloacina_celery.errors import TenantStateRefused
 from cloacina_celery.store import audit, busy, catalog, migrate, roles
 from cloacina_celery.store.bounded import bounded_transaction
-from cloacina_celery.store.database import Cursor, Database, DeadlockDetected, LockNotAvailable
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.tenancy import LOCK_TIMEOUT_MS, count_open, move_to
 
 LONG = 1.0

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import DatabaseUnavailable, InvalidPayload, IsolationRefused
-from cloacina_celery.store.database import Cursor, Database, RoleRefused, is_disconnect, one_line
+from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import RoleRefused, is_disconnect, one_line
 
 DRIVERS = ("psycopg2", "psycopg")
 """Drivers of a user's own session that take our statements as they are."""

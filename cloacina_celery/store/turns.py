@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from cloacina_celery.core import pacing
 from cloacina_celery.store.bounded import LOOK_TIMEOUT_MS, bounded_transaction
-from cloacina_celery.store.database import Database, LockNotAvailable
+from cloacina_celery.store.database import Database
+from cloacina_celery.store.driver_errors import LockNotAvailable
 
 
 def take(

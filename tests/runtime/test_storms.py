@@ -20,7 +20,8 @@ from cloacina_celery.runtime.keeper import Keeper
 from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import catalog, removal, turns, workers
-from cloacina_celery.store.database import Database, DriverError
+from cloacina_celery.store.database import Database
+from cloacina_celery.store.driver_errors import DriverError
 from tests.store.rows import Rival, age_of_server, events, read, run, shift
 from tests.support.databases import connect
 from tests.support.waiting import eventually

@@ -13,7 +13,7 @@ from cloacina_celery.core.tenancy import TenantState, Verb
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
 from cloacina_celery.runtime.reaper import Reaper
 from cloacina_celery.store import audit, catalog, executions, removal, ringing, settlements, tenancy
-from cloacina_celery.store.database import UndefinedTable
+from cloacina_celery.store.driver_errors import UndefinedTable
 from cloacina_celery.store.tenancy import Left
 from tests.store.rows import EXECUTION_ID, LEASE, WORKER, Rival, claim, events, expire, read, run, submit
 from tests.support.waiting import eventually
