@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from cloacina_celery.runtime.context import bind_unit
 from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.savepoints import savepoint
 from cloacina_celery.store.sessions import driver_cursor
 
 Action = Callable[[], None]
@@ -39,14 +40,12 @@ class CursorUnit:
     def part(self) -> Iterator[None]:
         """Undo what the block has done, and forget what it kept for the commit, if it raises; the rest stays."""
         kept = len(self.actions)
-        self._cursor.execute("SAVEPOINT cloacina_part")
         try:
-            yield
-        except Exception:
+            with savepoint(self._cursor):
+                yield
+        except BaseException:
             del self.actions[kept:]
-            self._cursor.execute("ROLLBACK TO SAVEPOINT cloacina_part")
             raise
-        self._cursor.execute("RELEASE SAVEPOINT cloacina_part")
 
 
 def settlement(database: Database, tenant: str) -> AbstractContextManager[CursorUnit]:

@@ -12,6 +12,7 @@ from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
 from cloacina_celery.store.database import Cursor, Database
 from cloacina_celery.store.driver_errors import LockNotAvailable
+from cloacina_celery.store.savepoints import savepoint
 from cloacina_celery.telemetry import log
 
 CATALOG_HEAD = "c0008"
@@ -141,20 +142,19 @@ def lock(connection: Connection) -> None:
     cursor: Cursor = connection.connection.cursor()
     cursor.execute("SELECT current_setting('lock_timeout')")
     before = cursor.fetchone()
-    cursor.execute(f"SAVEPOINT locking; SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
     while True:
         try:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
-            break
+            with savepoint(cursor):
+                cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", before)
         except LockNotAvailable:
-            cursor.execute("ROLLBACK TO SAVEPOINT locking")
             cursor.execute(_HOLDER, (MIGRATION_LOCK,))
             holder = cursor.fetchone()
             if holder is not None:
                 log("migrate.waiting", holder=f"{holder[0]} (backend {holder[1]})", seconds=LOCK_PATIENCE)
-            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'")
-    cursor.execute("SELECT set_config('lock_timeout', %s, true)", before)
-    cursor.execute("RELEASE SAVEPOINT locking")
+        else:
+            return
 
 
 def lock_tenant(connection: Connection, name: str) -> None:

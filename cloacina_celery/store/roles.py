@@ -7,6 +7,7 @@ tenant's rows, would run that code with its own rights.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from psycopg2 import errors, sql
@@ -14,6 +15,7 @@ from psycopg2 import errors, sql
 from cloacina_celery.core.tenant import LEGACY_TENANT, group_of, role_of
 from cloacina_celery.errors import IsolationRefused
 from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.savepoints import savepoint
 
 OURS = r"cloacina\_%"
 """The names of our own tables in a tenant's schema, as LIKE has it."""
@@ -209,16 +211,12 @@ def drop(cursor: Cursor, tenant: str) -> None:
     if _mark_of(cursor, role) != _MARK.format(database[0], f"tenant {tenant}"):
         return
     cursor.execute("UPDATE cloacina.tenants SET role = NULL WHERE role = %s", (role,))
-    cursor.execute("SAVEPOINT dropping_role")
-    try:
+    with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege), savepoint(cursor):
         # As the role: its login has none of its rights of its own.
         cursor.execute("SELECT set_config('role', %s, true)", (role,))
         _run(cursor, "DROP OWNED BY {role} CASCADE", role=role)
         cursor.execute("SELECT set_config('role', 'none', true)")
         _run(cursor, "DROP ROLE {role}", role=role)
-    except (errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
-        cursor.execute("ROLLBACK TO SAVEPOINT dropping_role")
-    cursor.execute("RELEASE SAVEPOINT dropping_role")
 
 
 def rename(cursor: Cursor, old: str, new: str) -> None:
