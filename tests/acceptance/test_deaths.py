@@ -136,7 +136,9 @@ def test_a_zombie_that_thaws_after_the_end_changes_nothing(stage: Stage) -> None
 @pytest.mark.parametrize("how", ["os._exit", "SIGSEGV", "SIGTERM", "sys.exit"])
 def test_a_task_that_takes_its_process_along_runs_again(stage: Stage, how: str) -> None:
     # os._exit(137) is how the kernel's out-of-memory killer looks to a shell, SIGKILL how it looks to a parent.
-    stage.worker(concurrency=1)
+    # Of a child that leaves by itself billiard says so first, and may give it a second more: its slot is not free
+    # for so long, and what is lost runs in the other one.
+    stage.worker(concurrency=2 if how == "sys.exit" else 1)
     result = stage.send("die_once", "k", how)
     assert result.get(timeout=15) == 2
     first, second = stage.runs("k")
