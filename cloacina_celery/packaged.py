@@ -22,6 +22,7 @@ __all__ = ["build"]
 
 DATABASE = "CLOACINA_DATABASE_URL"
 BROKER = "CLOACINA_BROKER_URL"
+DATABASE_FILE = "CLOACINA_DATABASE_URL_FILE"
 IMPORTS = "CLOACINA_IMPORTS"
 
 
@@ -30,6 +31,7 @@ class Environment:
     """What the environment asks for; no URLs mean the embedded servers."""
 
     database_url: str | None
+    database_url_file: str | None
     broker_url: str | None
     imports: tuple[str, ...]
 
@@ -37,8 +39,9 @@ class Environment:
     def of(cls, variables: Mapping[str, str]) -> Environment:
         """Read the variables; raises `SettingsError` where they do not fit together."""
         database_url, broker_url = variables.get(DATABASE) or None, variables.get(BROKER) or None
-        if (database_url is None) != (broker_url is None):
-            given, missing = (BROKER, DATABASE) if database_url is None else (DATABASE, BROKER)
+        database_url_file = variables.get(DATABASE_FILE) or None
+        if ((database_url or database_url_file) is None) != (broker_url is None):
+            given, missing = (BROKER, DATABASE) if broker_url else (DATABASE, BROKER)
             raise SettingsError(
                 f"{given} is set and {missing} is not: set both, "
                 "or neither to use the embedded development servers"
@@ -50,14 +53,19 @@ class Environment:
                     f"{IMPORTS} names {name!r}, which is no module: write module names separated by commas, "
                     "such as shop.orders,shop.mails"
                 )
-        return cls(database_url=database_url, broker_url=broker_url, imports=imports)
+        return cls(
+            database_url=database_url,
+            database_url_file=database_url_file,
+            broker_url=broker_url,
+            imports=imports,
+        )
 
 
 def build() -> tuple[Celery, Cloacina]:
     """Make the app and the plugin installed on it; starts the embedded servers where no URL is set."""
     environment = Environment.of(os.environ)
     database_url, broker_url = environment.database_url, environment.broker_url
-    if database_url is None or broker_url is None:
+    if broker_url is None:
         servers = devservers.start()
         database_url, broker_url = servers.database_url, servers.broker_url
         print(

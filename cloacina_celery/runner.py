@@ -24,7 +24,7 @@ from cloacina_celery.runtime.keeper import Keeper, worker_name
 from cloacina_celery.runtime.lease import Duties
 from cloacina_celery.runtime.patrol import Patrol
 from cloacina_celery.runtime.trust import Held
-from cloacina_celery.store.database import normalise_url
+from cloacina_celery.store.address import normalise_url
 from cloacina_celery.telemetry import logger
 
 SLOT_PATIENCE = 0.5

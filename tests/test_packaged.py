@@ -14,7 +14,7 @@ BROKER = "redis://broker.example.org/0"
 
 
 def test_an_empty_environment_asks_for_the_embedded_servers() -> None:
-    nothing = packaged.Environment(database_url=None, broker_url=None, imports=())
+    nothing = packaged.Environment(database_url=None, database_url_file=None, broker_url=None, imports=())
 
     assert packaged.Environment.of({}) == nothing
     assert packaged.Environment.of({"CLOACINA_DATABASE_URL": "", "CLOACINA_BROKER_URL": ""}) == nothing
@@ -32,6 +32,13 @@ def test_one_url_without_the_other_is_an_error_that_names_the_other(
 ) -> None:
     with pytest.raises(SettingsError, match=f"and {missing} is not: set both"):
         packaged.Environment.of(variables)
+
+
+def test_a_database_whose_url_stands_in_a_file_is_one_that_is_given() -> None:
+    found = packaged.Environment.of({"CLOACINA_DATABASE_URL_FILE": "/run/url", "CLOACINA_BROKER_URL": BROKER})
+    assert (found.database_url, found.database_url_file) == (None, "/run/url")
+    with pytest.raises(SettingsError, match="CLOACINA_BROKER_URL is not: set both"):
+        packaged.Environment.of({"CLOACINA_DATABASE_URL_FILE": "/run/url"})
 
 
 def test_imports_are_separated_by_commas() -> None:

@@ -7,6 +7,7 @@ import click
 from cloacina_celery.cli import limits as _limits  # noqa: F401  # adds its command to `tenant`
 from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.isolation import tenant_isolate
+from cloacina_celery.cli.logins import tenant_login, tenant_logins, tenant_revoke
 from cloacina_celery.cli.overview import status, sweep
 from cloacina_celery.cli.schemas import schema
 from cloacina_celery.cli.tenant_moves import tenant_adopt, tenant_export, tenant_import, tenant_rename
@@ -21,7 +22,10 @@ def cloacina() -> None:
     """Durable tasks of many tenants: look at them and act on them."""
 
 
-for command in (tenant_rename, tenant_adopt, tenant_export, tenant_import, tenant_isolate):
+for command in (
+    tenant_rename, tenant_adopt, tenant_export, tenant_import,
+    tenant_isolate, tenant_login, tenant_logins, tenant_revoke,
+):  # fmt: skip
     tenant.add_command(command)
 
 for command in (tenant, schema, execution, sweep, status, verify):

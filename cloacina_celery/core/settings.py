@@ -15,9 +15,9 @@ PREFIX = "cloacina_"
 MAX_INTEGER = 2**31 - 1
 """The largest number that a row's counts can hold."""
 
-ISOLATION_LEVELS = ("auto", "schema", "role")
+ISOLATION_LEVELS = ("auto", "schema", "role", "login")
 
-ENVIRONMENT = {"database_url": "CLOACINA_DATABASE_URL"}
+ENVIRONMENT = {"database_url": "CLOACINA_DATABASE_URL", "database_url_file": "CLOACINA_DATABASE_URL_FILE"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,13 @@ class Settings:
     """
 
     database_url: str = ""
+    database_url_file: str = ""
+    """A file with the URL in it, read anew for each connection: whoever replaces it replaces the credentials."""
     auto_create: str = "tenant_*"
     """Queues of a starting worker that become tenants if they are none yet: shell patterns, comma-separated."""
     isolation: str = "auto"
-    """How tenants are kept apart: ``role``, ``schema``, or ``auto``, which is ``role`` where the login may."""
+    """How tenants are kept apart: ``schema``, ``role``, ``login`` (workers run on their tenant's own login alone), or
+    ``auto``, which is ``role`` where the login may create roles."""
     control_queue: str = "cloacina_control"
     """The queue over which beat reaches the reaper; every worker of the app consumes it."""
     max_recoveries: int = 3
@@ -94,6 +97,11 @@ class Settings:
         if self.isolation not in ISOLATION_LEVELS:
             raise SettingsError(
                 f"{PREFIX}isolation is one of {', '.join(map(repr, ISOLATION_LEVELS))}, not {self.isolation!r}"
+            )
+        if self.database_url and self.database_url_file:
+            raise SettingsError(
+                f"{PREFIX}database_url and {PREFIX}database_url_file are both set: set one of them "
+                f"(the environment's {' and '.join(ENVIRONMENT.values())} count too)"
             )
         if not self.control_queue:
             raise SettingsError(f"{PREFIX}control_queue must not be empty")

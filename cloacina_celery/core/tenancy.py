@@ -40,6 +40,7 @@ class Verb(StrEnum):
     ADOPT = "adopt"
     EXPORT = "export"
     IMPORT = "import"
+    LOGIN = "login"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,16 @@ def role_of(name: str, database: int) -> str:
     return f"cloacina_{name[:36]}_{digest}"
 
 
+def login_of(role: str, token: str) -> str:
+    """Name a login of a tenant that has this role; the token tells it from the others."""
+    return f"{role[: MAX_BYTES - len(token) - 1]}_{token}"
+
+
+def workers_of(database: int) -> str:
+    """Name the group of all tenants' own logins of a database: what a worker needs of the tables that all share."""
+    return f"cloacina_workers_{database}"
+
+
 def group_of(database: int) -> str:
     """Name the group of all tenants' roles of a database: what it is granted, every tenant may do."""
     return f"cloacina_tenants_{database}"

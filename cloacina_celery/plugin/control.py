@@ -38,7 +38,9 @@ class ControlStep(bootsteps.ConsumerStep):
         self._kernel: Kernel = parent.app.cloacina.parts.kernel
 
     def get_consumers(self, channel: Any) -> list[Consumer]:
-        """Return the consumer of the control queue."""
+        """Return the consumer of the control queue, which a login that sees one tenant alone must not take from."""
+        if self._kernel.own_tenant is not None:
+            return []
         name = self._kernel.settings.control_queue
         queues = self._kernel.app.amqp.queues
         queue = queues.get(name) or queues.new_missing(name)

@@ -43,6 +43,7 @@ class Kernel:
         self.messages = Messages()
         self.keeper: Keeper | None = None
         self.worker_id = 0
+        self.own_tenant: str | None = None
         self.boards: dict[int, LeaseBoard] = {}
         self.excluded_queues: tuple[str, ...] = ()
 
@@ -91,13 +92,14 @@ class Kernel:
         """
         if self._database is None:
             settings = self.settings
-            if not settings.database_url:
+            if not settings.database_url and not settings.database_url_file:
                 raise SettingsError(
                     "no database: pass Cloacina(app, database_url='postgresql://...'), or set "
                     "app.conf.cloacina_database_url or the environment's CLOACINA_DATABASE_URL"
                 )
             self._database = Database(
                 settings.database_url,
+                url_file=settings.database_url_file,
                 pool_size=settings.pool_size,
                 prepared_statements=settings.prepared_statements,
                 isolation=settings.isolation,

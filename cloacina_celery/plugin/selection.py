@@ -62,6 +62,11 @@ class Followed:
             queues.pop(name, None)
         return cls(kernel, worker, selection)
 
+    @property
+    def selects(self) -> bool:
+        """Whether tenants are served that were not named."""
+        return bool(self._selection.selectors)
+
     def begin(self) -> None:
         """Select the queues of the tenants that exist, before the consumer starts."""
         begin, end = self._missing()

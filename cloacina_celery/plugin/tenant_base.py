@@ -71,11 +71,14 @@ class TenantBase:
             legacy = found.is_legacy
         self.create(name, legacy=legacy)
 
-    def open_for(self, queues: Sequence[str]) -> builtins.list[str]:
+    def open_for(self, queues: Sequence[str], *, selects: bool = False) -> builtins.list[str]:
         """Make the tenants of a starting worker's queues exist at our revision.
 
         A queue is a tenant's if the catalog knows it, or if its name matches ``cloacina_auto_create``: then the
         first start creates it.
+
+        Args:
+            selects: whether the worker will serve tenants that it does not name as well.
 
         Returns:
             The queues of removed tenants, which nobody must consume.
@@ -84,11 +87,17 @@ class TenantBase:
             InvalidTenantName: a name matches but cannot be a tenant's.
             SchemaMismatch: a tenant, or the catalog, is at a revision that this version cannot work with.
             UnknownTenant: all of the queues are removed tenants'.
+            IsolationRefused: the database's login may not serve one of them.
         """
         settings, database = self._kernel.settings, self._kernel.database
         migrate.ensure_catalog(database)
         patterns = [pattern.strip() for pattern in settings.auto_create.split(",")]
         ordinary = {self._kernel.app.conf.task_default_queue, settings.control_queue}
+
+        def creates(queue: str) -> bool:
+            return queue not in ordinary and any(fnmatch.fnmatchcase(queue, pattern) for pattern in patterns)
+
+        self._kernel.own_tenant = isolation.own_tenant(database, queues, creates, selects=selects)
         known = catalog.find_all(database, [queue for queue in queues if is_tenant_name(queue)])
         removed = []
         for queue in queues:
@@ -98,7 +107,7 @@ class TenantBase:
                 log("tenant.gone", tenant=queue, error=removed[-1])
             elif queue in known:
                 catalog.create(database, queue, legacy=queue == LEGACY_TENANT)
-            elif queue not in ordinary and any(fnmatch.fnmatchcase(queue, pattern) for pattern in patterns):
+            elif creates(queue):
                 self.create(queue)
         if removed and len(removed) == len(queues):
             raise removed[0]

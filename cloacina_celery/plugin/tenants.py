@@ -11,6 +11,7 @@ from cloacina_celery.core.tenant import validate_tenant_name
 from cloacina_celery.errors import InvalidPayload
 from cloacina_celery.plugin.tenant_base import operator
 from cloacina_celery.plugin.tenant_limits import TenantLimits
+from cloacina_celery.plugin.tenant_logins import TenantLogins
 from cloacina_celery.plugin.tenant_moves import TenantMoves
 from cloacina_celery.store import catalog, removal, tenancy
 from cloacina_celery.store.tenancy import Left
@@ -23,7 +24,7 @@ DRAIN_LOOK = 0.5
 Progress = Callable[[Left], object]
 
 
-class Tenants(TenantMoves, TenantLimits):
+class Tenants(TenantMoves, TenantLimits, TenantLogins):
     """The tenants of the database.
 
     Each verb can be done again: one that was interrupted goes on where it was, one that is done changes nothing.

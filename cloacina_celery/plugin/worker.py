@@ -46,7 +46,7 @@ class KeeperStep(bootsteps.StartStopStep):
         try:
             _prepare_green_pool(worker)
             followed = Followed.of(kernel, worker)
-            for removed in Tenants(parts).open_for(list(queues.consume_from)):
+            for removed in Tenants(parts).open_for(list(queues.consume_from), selects=followed.selects):
                 queues.deselect(removed)
             followed.begin()
             keeper = Keeper(

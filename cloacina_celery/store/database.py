@@ -13,10 +13,11 @@ from weakref import WeakMethod
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store.address import Address, AddressInFile
 from cloacina_celery.store.driver_errors import ConnectionTrouble, DriverError, mark_lost, one_line
 from cloacina_celery.store.watchdog import cut_after
 
@@ -63,39 +64,26 @@ class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # 
         self.is_tenants = False
 
 
-def normalise_url(url: str) -> URL:
-    """Return a URL that means psycopg2: since SQLAlchemy 2.1 a plain ``postgresql://`` means psycopg 3.
-
-    Raises:
-        SettingsError: the URL is not one, or is not Postgres' through psycopg2.
-    """
-    try:
-        parsed = make_url(
-            url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
-        )
-    except (ArgumentError, ValueError):
-        raise SettingsError(
-            "cloacina_database_url is not a URL: write postgresql://user:password@host:5432/database"
-        ) from None
-    if parsed.drivername not in ("postgresql", "postgresql+psycopg2"):
-        raise SettingsError(
-            f"cloacina_database_url uses {parsed.drivername!r}; tenants live in Postgres through psycopg2: "
-            "write postgresql://... or postgresql+psycopg2://..."
-        )
-    return parsed.set(drivername="postgresql+psycopg2")
-
-
 class Database:
     """Lend connections to the database of all tenants; safe to keep across a fork.
 
     A connection's own ``search_path`` is empty, so a statement that names no schema fails instead of
     reading somebody's. Each process opens its own pool on first use.
+
+    Args:
+        url_file: where the URL stands, read anew for each connection, in place of ``url``.
     """
 
     def __init__(
-        self, url: str, *, pool_size: int = 5, prepared_statements: bool = True, isolation: str = "auto"
+        self,
+        url: str,
+        *,
+        url_file: str = "",
+        pool_size: int = 5,
+        prepared_statements: bool = True,
+        isolation: str = "auto",
     ) -> None:
-        self.url = normalise_url(url)
+        self._address = AddressInFile(url_file) if url_file else Address(url)
         self.isolation = isolation
         self.prepared_statements = prepared_statements
         self._pool_size = pool_size
@@ -114,6 +102,11 @@ class Database:
             self._engine = None
 
     @property
+    def url(self) -> URL:
+        """Where the next connection goes, and as whom."""
+        return self._address.url()
+
+    @property
     def engine(self) -> Engine:
         """The process's engine; sessions of tenants run on it too."""
         if self._engine is None or self._pid != os.getpid():
@@ -126,7 +119,8 @@ class Database:
                         pool_use_lifo=True,
                         connect_args=self._connect_args(),
                     )
-                    event.listen(self._engine, "checkout", _refuse_stale)
+                    event.listen(self._engine, "do_connect", self._as_whom)
+                    event.listen(self._engine, "checkout", self._refuse_stale)
                     event.listen(self._engine, "connect", self._refuse_a_path)
                     event.listen(self._engine, "reset", _clean_up)
                     event.listen(self._engine, "handle_error", mark_lost)
@@ -233,6 +227,23 @@ class Database:
             raise DatabaseUnavailable(f"no connection to the database: {one_line(error)}") from error
         return connection
 
+    def _as_whom(self, _dialect: object, _record: object, _args: object, params: dict[str, Any]) -> None:
+        params.update(self.url.translate_connect_args(username="user", database="dbname"))
+
+    def _refuse_stale(self, connection: StoreConnection, *_: object) -> None:
+        """Have another connection lent if the server has ended this one while nobody used it.
+
+        A server says nothing to an idle connection unless it ends it; that is seen without asking, so that a restart
+        costs the next statement nothing.
+        """
+        wire = select.poll()
+        if not connection.closed:
+            wire.register(connection.fileno(), select.POLLIN)
+        if connection.closed or wire.poll(0):
+            raise DisconnectionError("the server has ended the connection")
+        if self._address.may_change and self._address.is_stale(connection.info.user):
+            raise DisconnectionError("there are other credentials now")
+
     def _refuse_a_path(self, connection: StoreConnection, *_: object) -> None:
         # A transaction pooler drops the option that empties it, and a statement without a schema would find tables.
         with connection.cursor() as cursor:
@@ -251,19 +262,6 @@ class Database:
         """Close the pool of this process; the next use opens a new one."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
-
-
-def _refuse_stale(connection: StoreConnection, *_: object) -> None:
-    """Have another connection lent if the server has ended this one while nobody used it.
-
-    A server says nothing to an idle connection unless it ends it; that is seen without asking, so that a restart
-    costs the next statement nothing.
-    """
-    wire = select.poll()
-    if not connection.closed:
-        wire.register(connection.fileno(), select.POLLIN)
-    if connection.closed or wire.poll(0):
-        raise DisconnectionError("the server has ended the connection")
 
 
 def _clean_up(connection: StoreConnection, *_: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from cloacina_celery.core.tenancy import TenantState, Verb, after
 from cloacina_celery.core.tenant import quote, validate_tenant_name
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
-from cloacina_celery.store import audit, busy, catalog, migrate, roles
+from cloacina_celery.store import audit, busy, catalog, logins, migrate, roles
 from cloacina_celery.store.database import Cursor, Database
 from cloacina_celery.store.removal import OUR_TABLES, in_use, shut
 from cloacina_celery.store.statements import Statement
@@ -92,6 +92,7 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
         else:
             cursor.execute(f"ALTER SCHEMA {quote(old)} RENAME TO {quote(new)}")
             roles.rename(cursor, old, new)
+            logins.hand_over(cursor, old, new)
         busy.hand_over(cursor, old, new)
         unring_all(cursor, new)
         rewrite_all(cursor, new, old, rewrite)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from cloacina_celery.core.tenancy import TenantState, Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote
 from cloacina_celery.errors import TenantStateRefused
-from cloacina_celery.store import audit, busy, catalog, migrate, roles
+from cloacina_celery.store import audit, busy, catalog, logins, migrate, roles
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import Cursor, Database
 from cloacina_celery.store.driver_errors import DeadlockDetected, LockNotAvailable
@@ -129,6 +129,7 @@ def drop_schema(cursor: Cursor, name: str) -> None:
             cursor.execute(f"DROP TABLE IF EXISTS {quote(name)}.{table}")
     else:
         cursor.execute(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE")
+        logins.drop_all(cursor, name)
         roles.drop(cursor, name)
 
 

@@ -14,6 +14,7 @@ from psycopg2 import errors, sql
 
 from cloacina_celery.core.tenant import LEGACY_TENANT, group_of, role_of
 from cloacina_celery.errors import IsolationRefused
+from cloacina_celery.store.cluster_roles import ensure, mark, mark_of, quoted, run, taken
 from cloacina_celery.store.database import Cursor
 from cloacina_celery.store.savepoints import savepoint
 
@@ -23,7 +24,6 @@ OURS = r"cloacina\_%"
 INHERIT_OPTION = 160000
 """The server's version from which a membership, and not the member, says whether it inherits."""
 
-_MARK = "cloacina_celery, database {}: {}"
 _OUR_GRANTS = {"cloacina_version": sql.SQL("SELECT")}
 _GRANTS = sql.SQL("SELECT, INSERT, UPDATE, DELETE")
 
@@ -142,22 +142,22 @@ def isolate(cursor: Cursor, tenant: str) -> list[str]:
     if not can.may_create_roles:
         raise IsolationRefused(
             tenant,
-            f"login {can.login!r} may not create its role: ALTER ROLE {_plain(can.login)} CREATEROLE, or set "
+            f"login {can.login!r} may not create its role: ALTER ROLE {quoted(can.login)} CREATEROLE, or set "
             "cloacina_isolation to 'schema' and have search_path alone keep tenants apart",
         )
     role, group = role_of(tenant, can.database), group_of(can.database)
-    _ensure(cursor, can, group, "all tenants", tenant)
-    _ensure(cursor, can, role, f"tenant {tenant}", tenant)
-    _run(cursor, "GRANT {group} TO {role}", role=role, group=group)
-    _run(cursor, "GRANT USAGE ON SCHEMA cloacina TO {group}", group=group)
-    _run(cursor, "GRANT SELECT ON cloacina.tenants TO {group}", group=group)
+    ensure(cursor, group, mark(can.database, "all tenants"), tenant)
+    ensure(cursor, role, mark(can.database, f"tenant {tenant}"), tenant)
+    run(cursor, "GRANT {group} TO {role}", role=role, group=group)
+    run(cursor, "GRANT USAGE ON SCHEMA cloacina TO {group}", group=group)
+    run(cursor, "GRANT SELECT ON cloacina.tenants TO {group}", group=group)
     if not can.is_superuser:
         option = " WITH INHERIT FALSE, SET TRUE" if can.version >= INHERIT_OPTION else ""
-        _run(cursor, "GRANT {role} TO {login}" + option, role=role, login=can.login)
-    _run(cursor, "GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}", schema=tenant, role=role)
+        run(cursor, "GRANT {role} TO {login}" + option, role=role, login=can.login)
+    run(cursor, "GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}", schema=tenant, role=role)
     for kind, rights in _DEFAULTS.items():
         statement = f"ALTER DEFAULT PRIVILEGES IN SCHEMA {{schema}} GRANT {rights} ON {kind} TO {{role}}"
-        _run(cursor, statement, schema=tenant, role=role)
+        run(cursor, statement, schema=tenant, role=role)
     cursor.execute("UPDATE cloacina.tenants SET role = %s WHERE name = %s", (role, tenant))
     grant(cursor, tenant, role)
     return _hand_over(cursor, tenant, role)
@@ -208,15 +208,15 @@ def drop(cursor: Cursor, tenant: str) -> None:
     database = cursor.fetchone()
     assert database is not None
     role = role_of(tenant, database[0])
-    if _mark_of(cursor, role) != _MARK.format(database[0], f"tenant {tenant}"):
+    if mark_of(cursor, role) != mark(database[0], f"tenant {tenant}"):
         return
     cursor.execute("UPDATE cloacina.tenants SET role = NULL WHERE role = %s", (role,))
     with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege), savepoint(cursor):
         # As the role: its login has none of its rights of its own.
         cursor.execute("SELECT set_config('role', %s, true)", (role,))
-        _run(cursor, "DROP OWNED BY {role} CASCADE", role=role)
+        run(cursor, "DROP OWNED BY {role} CASCADE", role=role)
         cursor.execute("SELECT set_config('role', 'none', true)")
-        _run(cursor, "DROP ROLE {role}", role=role)
+        run(cursor, "DROP ROLE {role}", role=role)
 
 
 def rename(cursor: Cursor, old: str, new: str) -> None:
@@ -232,16 +232,16 @@ def rename(cursor: Cursor, old: str, new: str) -> None:
     cursor.execute("UPDATE cloacina.tenants SET role = NULL WHERE name = %s AND role = %s", (old, before))
     if not cursor.rowcount:
         return
-    if _mark_of(cursor, after) is not None:
-        raise IsolationRefused(new, _taken(after))
-    mark = _MARK.format(can.database, f"tenant {new}")
+    if mark_of(cursor, after) is not None:
+        raise IsolationRefused(new, taken(after))
+    moved = mark(can.database, f"tenant {new}")
     try:
-        _run(cursor, "ALTER ROLE {before} RENAME TO {after}", before=before, after=after)
-        cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(after)), (mark,))
+        run(cursor, "ALTER ROLE {before} RENAME TO {after}", before=before, after=after)
+        cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(after)), (moved,))
     except errors.InsufficientPrivilege:
-        login = _plain(can.login)
+        login = quoted(can.login)
         member = (
-            f", and GRANT {_plain(before)} TO {login} WITH ADMIN OPTION"
+            f", and GRANT {quoted(before)} TO {login} WITH ADMIN OPTION"
             if can.version >= INHERIT_OPTION
             else ""
         )
@@ -251,53 +251,15 @@ def rename(cursor: Cursor, old: str, new: str) -> None:
     cursor.execute("UPDATE cloacina.tenants SET role = %s WHERE name = %s", (after, new))
 
 
-def _ensure(cursor: Cursor, can: Powers, role: str, what: str, tenant: str) -> None:
-    mark = _MARK.format(can.database, what)
-    found = _mark_of(cursor, role)
-    if found is None:
-        try:
-            _run(cursor, "CREATE ROLE {role} NOLOGIN", role=role)
-        except errors.DuplicateObject:
-            raise IsolationRefused(tenant, _taken(role)) from None
-        cursor.execute(sql.SQL("COMMENT ON ROLE {} IS %s").format(sql.Identifier(role)), (mark,))
-    elif found != mark:
-        raise IsolationRefused(tenant, _taken(role))
-
-
-def _taken(role: str) -> str:
-    return (
-        f"role {role!r} exists and was not made by this package for it: rename it with "
-        f'ALTER ROLE "{role}" RENAME TO ..., or drop it'
-    )
-
-
-def _mark_of(cursor: Cursor, role: str) -> str | None:
-    """Read what a role says of itself; ``None`` where there is no such role, empty where it says nothing."""
-    cursor.execute(
-        "SELECT coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = %s", (role,)
-    )
-    row = cursor.fetchone()
-    return None if row is None else str(row[0])
-
-
 def _hand_over(cursor: Cursor, tenant: str, role: str) -> list[str]:
-    quoted = _plain(tenant)
-    cursor.execute(_OBJECTS, {"schema": quoted, "ours": OURS, "role": _plain(role)})
+    schema = quoted(tenant)
+    cursor.execute(_OBJECTS, {"schema": schema, "ours": OURS, "role": quoted(role)})
     left = []
     for kind, identity, is_logins, owner in cursor.fetchall():
         if is_logins:
             noun = "statistics" if kind == "statistics object" else kind
             # Both are Postgres' own words, quoted by it.
-            cursor.execute(f"ALTER {noun} {identity} OWNER TO {_plain(role)}")
+            cursor.execute(f"ALTER {noun} {identity} OWNER TO {quoted(role)}")
         else:
             left.append(f"{kind} {identity} of {owner}")
     return left
-
-
-def _run(cursor: Cursor, statement: str, **names: str) -> None:
-    cursor.execute(sql.SQL(statement).format(**{key: sql.Identifier(name) for key, name in names.items()}))
-
-
-def _plain(name: str) -> str:
-    """Quote any name as an identifier."""
-    return '"' + name.replace('"', '""') + '"'

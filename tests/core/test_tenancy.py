@@ -19,6 +19,7 @@ LEADS = {
     Verb.RENAME: (None, REMOVED, None),
     Verb.ADOPT: (None, REMOVED, None),
     Verb.EXPORT: (ACTIVE, SUSPENDED, DRAINING),
+    Verb.LOGIN: (ACTIVE, SUSPENDED, DRAINING),
 }
 
 

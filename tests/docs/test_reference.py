@@ -71,7 +71,13 @@ NOT_SETTINGS = {
 
 def test_the_environments_table_has_each_variable() -> None:
     variables = {row[0] for row in table(README, "variable", "meaning")}
-    assert variables == {packaged.DATABASE, packaged.BROKER, packaged.IMPORTS, "CLOACINA_DEV_DIR"}
+    assert variables == {
+        packaged.DATABASE,
+        packaged.DATABASE_FILE,
+        packaged.BROKER,
+        packaged.IMPORTS,
+        "CLOACINA_DEV_DIR",
+    }
 
 
 def test_the_retry_policys_table_has_each_field_with_its_default() -> None:

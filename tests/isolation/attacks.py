@@ -32,23 +32,24 @@ class Attack:
     name: str
     schema: str
     role: str
+    login: str
     gets_through: Callable[[Stage], bool]
 
     def verdict(self, level: str) -> str:
         """Return what the documents say of it at a level."""
-        return self.schema if level == "schema" else self.role
+        return {"schema": self.schema, "role": self.role, "login": self.login}[level]
 
 
 ATTACKS: list[Attack] = []
 
 
 def attack(
-    name: str, *, schema: str, role: str
+    name: str, *, schema: str, role: str, login: str = STOPPED
 ) -> Callable[[Callable[[Stage], bool]], Callable[[Stage], bool]]:
     """Enter a function as an attack."""
 
     def enter(function: Callable[[Stage], bool]) -> Callable[[Stage], bool]:
-        ATTACKS.append(Attack(name=name, schema=schema, role=role, gets_through=function))
+        ATTACKS.append(Attack(name=name, schema=schema, role=role, login=login, gets_through=function))
         return function
 
     return enter
@@ -214,15 +215,8 @@ def _(stage: Stage) -> bool:
             run(f"CREATE TEMP TABLE {name} (secret text, id text)")
         run("CREATE TEMP TABLE caught (secret text)")
         run("INSERT INTO pg_temp.secrets VALUES ('caught')")
-    with ExitStack() as stack:
-        # A pooler lends which connection it likes: all of them, until it is the attacker's.
-        for _ in range(30):
-            run = stack.enter_context(stage.session(VICTIM))
-            if run("SELECT pg_backend_pid()") == [(mine,)]:
-                break
-        else:
-            raise AssertionError("not the same connection: this shows nothing")
-        shadowed = run("SELECT secret FROM secrets") == [("caught",)]
+    # A login of its own has connections of its own.
+    shadowed = stage.level != "login" and _shadows_the_next(stage, mine)
     with stage.database.statement() as cursor:
         found = queries.get(cursor, VICTIM, VICTIMS_EXECUTION)
     return shadowed or found is None
@@ -272,7 +266,29 @@ def _(stage: Stage) -> bool:
     )
 
 
-@attack("Holding a dead worker's liveness lock, so that it looks alive", schema=OPEN, role=OPEN)
+@attack("`RESET ROLE`, then other tenants' workers, marks or settings", schema=OPEN, role=OPEN)
+def _(stage: Stage) -> bool:
+    with stage.database.statement() as cursor:
+        worker_id = workers.register(cursor, name="victims", tenants=[VICTIM])
+    reset = "RESET ROLE"
+    touched = any(
+        stage.finds(reset, statement)
+        for statement in (
+            f"SELECT 1 FROM cloacina.workers WHERE '{VICTIM}' = ANY (tenants)",
+            f"UPDATE cloacina.workers SET heartbeat_at = '-infinity' WHERE '{VICTIM}' = ANY (tenants) RETURNING 1",
+            f"INSERT INTO cloacina.workers (name, tenants, has_lock) VALUES ('x', '{{{VICTIM}}}', true) RETURNING 1",
+            f"UPDATE cloacina.tenants SET recovery_paced_until = 'infinity' WHERE name = '{VICTIM}' RETURNING 1",
+            "UPDATE cloacina.tenants SET state = 'active' RETURNING 1",
+            f"DELETE FROM cloacina.busy WHERE tenant = '{VICTIM}' RETURNING 1",
+            "SELECT 1 FROM cloacina.logins",
+            "SELECT 1 FROM cloacina.audit",
+        )
+    )
+    stage.look(f"DELETE FROM cloacina.workers WHERE id = {worker_id}")
+    return touched
+
+
+@attack("Holding a dead worker's liveness lock, so that it looks alive", schema=OPEN, role=OPEN, login=OPEN)
 def _(stage: Stage) -> bool:
     with stage.database.statement() as cursor:
         worker_id = workers.register(cursor, name="dead", tenants=[VICTIM])
@@ -315,7 +331,7 @@ def _(stage: Stage) -> bool:
         )
 
 
-@attack("Changing or deleting its own executions", schema=OPEN, role=OPEN)
+@attack("Changing or deleting its own executions", schema=OPEN, role=OPEN, login=OPEN)
 def _(stage: Stage) -> bool:
     with stage.database.statement() as cursor:
         executions.submit(cursor, ATTACKER, submission(execution_id="own"))
@@ -324,12 +340,22 @@ def _(stage: Stage) -> bool:
     )
 
 
-@attack("Reading names out of `pg_catalog`: schemas, tables, roles", schema=OPEN, role=OPEN)
+@attack("Reading names out of `pg_catalog`: schemas, tables, roles", schema=OPEN, role=OPEN, login=OPEN)
 def _(stage: Stage) -> bool:
     with stage.session() as run:
         return run(
             f"SELECT 1 FROM pg_class WHERE relnamespace = '{VICTIM}'::regnamespace AND relname = 'secrets'"
         ) == [(1,)]
+
+
+def _shadows_the_next(stage: Stage, backend: int) -> bool:
+    with ExitStack() as stack:
+        # A pooler lends which connection it likes: all of them, until it is the attacker's.
+        for _ in range(30):
+            run = stack.enter_context(stage.session(VICTIM))
+            if run("SELECT pg_backend_pid()") == [(backend,)]:
+                return run("SELECT secret FROM secrets") == [("caught",)]
+    raise AssertionError("not the same connection: this shows nothing")
 
 
 def _touch_as_the_reaper(stage: Stage) -> None:

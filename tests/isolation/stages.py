@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from psycopg2 import errors, sql
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from cloacina_celery.store import catalog, executions
+from cloacina_celery.store import catalog, executions, logins
 from cloacina_celery.store.database import Database
 from cloacina_celery.store.sessions import TenantSession
 from tests.store.rows import submission
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from tests.support.databases import Databases
 
-LEVELS = ("schema", "role")
+LEVELS = ("schema", "role", "login")
+ON_ONE_LOGIN = LEVELS[:2]
+"""Those of which a pooler needs to know no more than the app's login."""
 ATTACKER, VICTIM = "tenant_attacker", "tenant_victim"
 SECRET = "the victim's"
 VICTIMS_EXECUTION = "victims-execution"
@@ -40,17 +42,21 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One database at one level, and a superuser's connection to arrange and to look."""
+    """One database at one level, and a superuser's connection to arrange and to look.
+
+    ``database`` is the app's, whose login owns it; ``own`` are those of tenants that have a login of their own.
+    """
 
     level: str
     url: str
     database: Database
+    own: dict[str, Database] = field(default_factory=dict)
     observer: extensions.connection
 
     @contextmanager
     def session(self, tenant: str = ATTACKER) -> Iterator[Callable[..., list[Any]]]:
         """Lend a tenant's session as a function that runs one statement and returns its rows; it commits at the end."""
-        with TenantSession(self.database, tenant) as session:
+        with TenantSession(self.own.get(tenant, self.database), tenant) as session:
 
             def run(statement: str, **params: Any) -> list[Any]:
                 found = session.execute(text(statement), params)
@@ -62,7 +68,7 @@ class Stage:
     def gets_through(self, *statements: str) -> bool:
         """Run statements as the attacker, and take them back; tell whether all went through, or one was refused."""
         try:
-            with TenantSession(self.database, ATTACKER) as session:
+            with TenantSession(self.own.get(ATTACKER, self.database), ATTACKER) as session:
                 for statement in statements:
                     session.execute(text(statement))
         except DBAPIError as error:
@@ -71,8 +77,15 @@ class Stage:
             raise
         return True
 
+    def finds(self, *statements: str) -> bool:
+        """Run statements as the attacker; tell whether the last one found any row."""
+        return bool(self._last_rows(*statements))
+
     def reads_secret(self, *statements: str) -> bool:
         """Run statements as the attacker; tell whether the last one's first value is the victim's secret."""
+        return [row[0] for row in self._last_rows(*statements)] == [SECRET]
+
+    def _last_rows(self, *statements: str) -> list[Any]:
         try:
             with self.session() as run:
                 rows: list[Any] = []
@@ -80,9 +93,9 @@ class Stage:
                     rows = run(statement)
         except DBAPIError as error:
             if isinstance(error.orig, REFUSALS):
-                return False
+                return []
             raise
-        return [row[0] for row in rows] == [SECRET]
+        return rows
 
     def look(self, query: str) -> list[Any]:
         """Run a statement with a superuser's eyes."""
@@ -113,6 +126,18 @@ def login_of(server: extensions.connection, url: str, attributes: str) -> Iterat
             )
         )
     yield make_url(url).set(username=name, password=password).render_as_string(hide_password=False)
+
+
+@contextmanager
+def own_database(database: Database, tenant: str) -> Iterator[Database]:
+    """Yield the package's view of a database as a tenant's own login; the login goes with the tenant."""
+    made = logins.issue(database, tenant, username=None, password=None, overlap=None, by="test")
+    own = Database(made.database_url, isolation="login", prepared_statements=False)
+    try:
+        yield own
+    finally:
+        own.dispose()
+        logins.revoke(database, tenant, made.username, by="test")
 
 
 def empty_path(server: extensions.connection, url: str) -> None:
@@ -153,6 +178,8 @@ def stage(
                     made = Stage(level=level, url=through_url, database=database, observer=observer)
                     for tenant in (ATTACKER, VICTIM):
                         assert catalog.create(database, tenant)
+                        if level == "login":
+                            made.own[tenant] = stack.enter_context(own_database(database, tenant))
                     with made.session(VICTIM) as run:
                         run("CREATE TABLE secrets (secret text)")
                         run("INSERT INTO secrets VALUES (:secret)", secret=SECRET)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(pgbouncer.binary() is None, reason="no pgbouncer
 APP = "tests.isolation.pooled_app"
 
 
-@pytest.fixture(scope="module", params=stages.LEVELS)
+@pytest.fixture(scope="module", params=stages.ON_ONE_LOGIN)
 def stage(
     request: pytest.FixtureRequest, session_databases: Databases, database_server: str
 ) -> Iterator[stages.Stage]:

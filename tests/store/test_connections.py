@@ -14,7 +14,8 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
-from cloacina_celery.store.database import APPLICATION_NAME, Database, normalise_url
+from cloacina_celery.store.address import normalise_url
+from cloacina_celery.store.database import APPLICATION_NAME, Database
 from cloacina_celery.store.driver_errors import DriverError, lost_connection
 from cloacina_celery.store.sessions import TenantSession
 from tests.support.waiting import LOCKS
