@@ -8,11 +8,13 @@ while workers run. Postgres gets what it checks a password with, never the passw
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from psycopg2 import sql
+from psycopg2 import errors, sql
 from psycopg2.extensions import encrypt_password
 
 from cloacina_celery.core.tenancy import Verb, after
@@ -22,6 +24,7 @@ from cloacina_celery.store import audit, catalog, roles
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.cluster_roles import create, ensure, mark, mark_of, quoted, run
 from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.driver_errors import one_line
 
 PASSWORD_BYTES = 32
 """Random bytes in a generated password: 43 characters that need no quoting in a URL."""
@@ -139,7 +142,7 @@ def revoke(database: Database, tenant: str, username: str, *, by: str) -> bool:
     interrupted in between, doing it again ends it.
 
     Raises:
-        IsolationRefused: a role of that name is there and is not the tenant's login.
+        IsolationRefused: a role of that name is there and is not the tenant's login, or not ours to end.
         UnknownTenant: there is none, or it was removed.
     """
     with bounded_transaction(database, lock_timeout_ms=LOCK_TIMEOUT_MS) as cursor:
@@ -151,7 +154,8 @@ def revoke(database: Database, tenant: str, username: str, *, by: str) -> bool:
                 tenant, f"role {username!r} is no login of it: see `tenant logins {tenant}`"
             )
         if _is_there(cursor, username):
-            run(cursor, "ALTER ROLE {login} NOLOGIN", login=username)
+            with _in_our_words(tenant, username, by=roles.powers(cursor).login):
+                run(cursor, "ALTER ROLE {login} NOLOGIN", login=username)
     with bounded_transaction(database, lock_timeout_ms=LOCK_TIMEOUT_MS) as cursor:
         found = catalog.lock(cursor, tenant)
         _drop(cursor, tenant, username)
@@ -219,21 +223,39 @@ def _end_earlier(cursor: Cursor, tenant: str, overlap: float) -> None:
 
 
 def _drop(cursor: Cursor, tenant: str, username: str) -> None:
-    role = roles.roles(cursor).get(tenant)
     if _is_there(cursor, username):
-        # As itself: whoever issued it has none of its rights, nor of the tenant's role's.
-        cursor.execute("SELECT set_config('role', %s, true)", (username,))
-        cursor.execute(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-            " WHERE usename = %s AND pid <> pg_backend_pid()",
-            (username,),
-        )
-        if role is not None:
-            run(cursor, "REASSIGN OWNED BY {login} TO {role}", login=username, role=role)
-        run(cursor, "DROP OWNED BY {login}", login=username)
-        cursor.execute("SELECT set_config('role', 'none', true)")
-        run(cursor, "DROP ROLE {login}", login=username)
+        role = roles.roles(cursor).get(tenant)
+        with _in_our_words(tenant, username, by=roles.powers(cursor).login):
+            # As itself: whoever issued it has none of its rights, nor of the tenant's role's.
+            cursor.execute("SELECT set_config('role', %s, true)", (username,))
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE usename = %s AND pid <> pg_backend_pid()",
+                (username,),
+            )
+            if role is not None:
+                run(cursor, "REASSIGN OWNED BY {login} TO {role}", login=username, role=role)
+            run(cursor, "DROP OWNED BY {login}", login=username)
+            cursor.execute("SELECT set_config('role', 'none', true)")
+            run(cursor, "DROP ROLE {login}", login=username)
     cursor.execute("DELETE FROM cloacina.logins WHERE username = %s", (username,))
+
+
+@contextmanager
+def _in_our_words(tenant: str, username: str, *, by: str) -> Iterator[None]:
+    try:
+        yield
+    except errors.InsufficientPrivilege:
+        raise IsolationRefused(
+            tenant,
+            f"login {by!r} may not end its login {username!r}: let whoever issued it do so, or "
+            f"ALTER ROLE {quoted(by)} CREATEROLE and GRANT {quoted(username)} TO {quoted(by)} WITH ADMIN OPTION",
+        ) from None
+    except errors.DependentObjectsStillExist as error:
+        raise IsolationRefused(
+            tenant,
+            f"its login {username!r} owns something elsewhere: {one_line(error)}; DROP OWNED there first",
+        ) from None
 
 
 def _is_there(cursor: Cursor, username: str) -> bool:

@@ -221,6 +221,23 @@ def test_a_revoked_login_loses_its_connections_and_leaves_what_it_made_to_its_te
     assert not logins.revoke(database, TENANT, made.username, by="ops")
 
 
+def test_a_login_that_is_not_ours_to_end_stays_whole_and_the_mend_is_named(
+    database: Database, new_login: Callable[..., logins.Credentials], observer: extensions.connection
+) -> None:
+    made = new_login()
+    with observer.cursor() as cursor:
+        cursor.execute(f'REVOKE "{made.username}" FROM "{database.url.username}" CASCADE')
+    with pytest.raises(IsolationRefused, match=f'GRANT "{made.username}" TO "{database.url.username}"'):
+        logins.revoke(database, TENANT, made.username, by="ops")
+    with pytest.raises(IsolationRefused, match="may not end its login"):
+        removal.remove_now(database, TENANT, by="ops")
+    assert catalog.exists(database, TENANT)
+    assert _logins(database) == [made.username]
+    with observer.cursor() as cursor:
+        cursor.execute(f'GRANT "{made.username}" TO "{database.url.username}" WITH ADMIN OPTION')
+    assert logins.revoke(database, TENANT, made.username, by="ops")
+
+
 def test_an_interrupted_revocation_is_ended_by_doing_it_again(
     database: Database, new_login: Callable[..., logins.Credentials], monkeypatch: pytest.MonkeyPatch
 ) -> None:
