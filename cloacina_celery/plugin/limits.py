@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cloacina_celery.runtime.looks import look
 from cloacina_celery.store import busy, limits
 from cloacina_celery.store.bounded import LOOK_TIMEOUT_MS, bounded_transaction
 from cloacina_celery.store.database import after_fork_in_child
-from cloacina_celery.store.driver_errors import DriverError, in_words
+from cloacina_celery.store.driver_errors import in_words
 from cloacina_celery.telemetry import log
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ CHANGES = 30.0
 """Seconds of changes that are read each time: longer than the commit of one takes. After longer, all is read anew."""
 
 LOOK_INTERVAL = 0.5
-LOOK_AT_ONCE = 100
 ROUND_INTERVAL = 2.0
 """Seconds between two looks at all limited tenants that may have work; those with waiting rows are seen each time."""
 
@@ -86,7 +86,7 @@ class Limiter:
                 rings = limits.ring_next(cursor, tenant)
             self._publisher.publish_rings(rings)
         except Exception as error:  # noqa: BLE001  # the attempt is settled, whatever this row's message holds
-            log("limits.failed", tenant=tenant, error=in_words(error))
+            _tell(tenant, error)
 
     def look(self, tenants: Sequence[str]) -> None:
         """Ring what waits and has room: rates go on, limits are raised, and executions end without their worker."""
@@ -98,7 +98,7 @@ class Limiter:
                     rings = limits.ring_waiting(cursor, tenant, limit=self._kernel.settings.sweep_batch)
                 self._publisher.publish_rings(rings)
             except Exception as error:  # noqa: BLE001  # nothing in one tenant's rows may stop the others
-                log("limits.failed", tenant=tenant, error=in_words(error))
+                _tell(tenant, error)
 
     def _find_crowded(self, tenants: Sequence[str]) -> list[str]:
         now = time.monotonic()
@@ -110,21 +110,10 @@ class Limiter:
                 watched = busy.marked(cursor)
             self._round_at = now
         wanted = [tenant for tenant in tenants if tenant in watched and self.is_limited(tenant)]
-        crowded = [
-            name
-            for start in range(0, len(wanted), LOOK_AT_ONCE)
-            for name in self._see_waiting(wanted[start : start + LOOK_AT_ONCE])
-        ]
+        crowded = list(look(self._kernel.database, wanted, limits.waiting, on_trouble=_tell))
         self._crowded = frozenset(crowded)
         return crowded
 
-    def _see_waiting(self, tenants: Sequence[str]) -> list[str]:
-        try:
-            with bounded_transaction(self._kernel.database, lock_timeout_ms=LOOK_TIMEOUT_MS) as cursor:
-                return limits.waiting(cursor, tenants)
-        except DriverError as error:
-            if len(tenants) == 1:
-                log("limits.failed", tenant=tenants[0], error=in_words(error))
-                return []
-        # Somebody in the batch cannot be looked at; the others must not wait for them.
-        return [name for tenant in tenants for name in self._see_waiting([tenant])]
+
+def _tell(tenant: str, error: Exception) -> None:
+    log("limits.failed", tenant=tenant, error=in_words(error))

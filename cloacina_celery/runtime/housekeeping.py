@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from cloacina_celery.core.settings import Settings
+from cloacina_celery.runtime.looks import Troubled
 from cloacina_celery.store import busy, retention
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.catalog import Tenant
@@ -15,26 +16,19 @@ from cloacina_celery.telemetry import log
 PRUNE_INTERVAL = 3600.0
 """Seconds between two looks for old executions of a tenant that had no full batch of them."""
 
-NoteTrouble = Callable[[str, Exception], None]
-IsTroubled = Callable[[str], bool]
-
 
 class Housekeeping:
     """Tidy up behind the tenants, a small batch at a time; one tenant's trouble is noted and stops no other's.
 
     Args:
         settings: how long things are kept where the tenant has no times of its own.
-        is_troubled: tells whether a tenant is better left alone for now.
-        note_trouble: told of a tenant and of what went wrong there.
+        troubled: the tenants that are better left alone for now.
     """
 
-    def __init__(
-        self, database: Database, settings: Settings, *, is_troubled: IsTroubled, note_trouble: NoteTrouble
-    ) -> None:
+    def __init__(self, database: Database, settings: Settings, troubled: Troubled) -> None:
         self._database = database
         self._settings = settings
-        self._is_troubled = is_troubled
-        self._note_trouble = note_trouble
+        self._troubled = troubled
         self._next_prune: dict[str, float] = {}
 
     def tidy(self, tenants: Iterable[Tenant], *, chosen: Iterable[str]) -> None:
@@ -60,11 +54,11 @@ class Housekeeping:
                 with bounded_transaction(self._database) as cursor:
                     busy.renew_or_remove(cursor, tenant)
             except Exception as error:  # noqa: BLE001  # nothing in one tenant may stop the others
-                self._note_trouble(tenant, error)
+                self._troubled.note(tenant, error)
 
     def _prune(self, tenant: str, *, succeeded_after: float, failed_after: float) -> None:
         now = time.monotonic()
-        if now < self._next_prune.get(tenant, 0.0) or self._is_troubled(tenant):
+        if now < self._next_prune.get(tenant, 0.0) or self._troubled.includes(tenant):
             return
         try:
             with bounded_transaction(self._database) as cursor:
@@ -76,7 +70,7 @@ class Housekeeping:
                     limit=self._settings.sweep_batch,
                 )
         except Exception as error:  # noqa: BLE001  # as above
-            self._note_trouble(tenant, error)
+            self._troubled.note(tenant, error)
             return
         # A full batch means that there is more: the next sweep goes on. Else an hour is soon enough.
         self._next_prune[tenant] = now + (0.0 if pruned == self._settings.sweep_batch else PRUNE_INTERVAL)

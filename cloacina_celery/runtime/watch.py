@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cloacina_celery.core.doubt import Look, Outlook, Promises, after_look
 from cloacina_celery.core.settings import Settings
+from cloacina_celery.errors import DatabaseUnavailable
 from cloacina_celery.runtime.trust import steady_clock
 from cloacina_celery.store import workers
 from cloacina_celery.store.database import Database
@@ -36,9 +37,12 @@ class Watch:
         """Note that the database has just answered: work that takes long is no silence."""
         self._reached_at = steady_clock()
 
-    def failed(self) -> None:
-        """Note that the database could not be reached."""
-        self._has_failed = True
+    def note_answer(self, error: Exception | None = None) -> None:
+        """Note that the database answered, if only with an error, or could not be reached."""
+        if isinstance(error, DatabaseUnavailable):
+            self._has_failed = True
+        else:
+            self.reached()
 
     def look(self) -> Sequence[workers.DeadWorker]:
         """Return the workers that are dead beyond doubt.

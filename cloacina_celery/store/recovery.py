@@ -86,10 +86,6 @@ _LOCK_ONE = Statement(
     WHERE {where(FENCE)} FOR UPDATE
     """,
 )
-_HOLDS_ANY = Statement(
-    "holds_any",
-    f"SELECT 1 FROM {{s}}.cloacina_executions WHERE {where(OF_WORKER)} LIMIT 1",
-)
 _RECOVER = Statement(
     "recover",
     f"""
@@ -179,10 +175,17 @@ def lock_attempt(cursor: Cursor, tenant: str, execution_id: str, attempt: int) -
     return _orphans(cursor)
 
 
-def holds_any(cursor: Cursor, tenant: str, worker_id: int) -> bool:
-    """Tell whether the worker still has a running row in the tenant."""
-    _HOLDS_ANY.execute(cursor, tenant, worker_id)
-    return cursor.fetchone() is not None
+def holders(
+    cursor: Cursor, tenants: Sequence[str], worker_ids: Sequence[int]
+) -> list[tuple[str, frozenset[int]]]:
+    """See, in one statement, in each of the tenants which of the workers have running rows."""
+    branches = " UNION ALL ".join(
+        f"""SELECT %s, ARRAY(SELECT DISTINCT worker_id FROM {quote(t)}.cloacina_executions
+                             WHERE {where(OF_WORKER, worker="ANY(%s)")})"""
+        for t in tenants
+    )
+    cursor.execute(branches, [value for tenant in tenants for value in (tenant, list(worker_ids))])
+    return [(tenant, frozenset(holding)) for tenant, holding in cursor.fetchall()]
 
 
 def recover(

@@ -176,13 +176,13 @@ def look(cursor: Cursor, *, grace: float, lease_ttl: float) -> Register:
     )
 
 
-def lock_dead(cursor: Cursor, worker_id: int) -> bool:
-    """Lock a dead worker's entry for the transaction; ``False`` if another reaper is at it or done."""
+def lock_dead(cursor: Cursor, worker_ids: Sequence[int]) -> frozenset[int]:
+    """Lock dead workers' entries for the transaction; return those that no other reaper is at or done with."""
     cursor.execute(
-        "SELECT 1 FROM cloacina.workers WHERE id = %s AND stopped_at IS NULL FOR UPDATE SKIP LOCKED",
-        (worker_id,),
+        "SELECT id FROM cloacina.workers WHERE id = ANY(%s) AND stopped_at IS NULL FOR UPDATE SKIP LOCKED",
+        (list(worker_ids),),
     )
-    return cursor.fetchone() is not None
+    return frozenset(worker_id for (worker_id,) in cursor.fetchall())
 
 
 def forget_all_of(cursor: Cursor, tenants: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ STATEMENTS: dict[str, tuple[Callable[[Any, str], Any], Sequence[str]]] = {
     "lock_expired": (lambda c, t: recovery.lock_expired(c, t, limit=10), [LEASES]),
     "lock_of_worker": (lambda c, t: recovery.lock_of_worker(c, t, 7, limit=10), [LEASES]),
     "lock_attempt": (lambda c, t: recovery.lock_attempt(c, t, "e-1", 1), [PRIMARY]),
-    "holds_any": (lambda c, t: recovery.holds_any(c, t, 7), [LEASES]),
+    "holders": (lambda c, t: recovery.holders(c, [t], [7, 8]), [LEASES]),
     "release": (lambda c, t: recovery.release(c, t, 7, reason=""), [LEASES]),
     "complete_chord": (lambda c, t: chords.complete(c, t, "g-1"), [GROUP]),
 }

@@ -51,19 +51,21 @@ def test_expired_leases_are_found_and_valid_ones_are_not(
 
 
 def test_a_dead_workers_attempts_are_found_by_their_worker(
-    database: Database, cursor: Cursor, tenant: str
+    database: Database, cursor: Cursor, tenant: str, other_tenant: str
 ) -> None:
     run(cursor, tenant, "mine")
     run(cursor, tenant, "another's", worker_id=WORKER + 1)
     run(cursor, tenant, "mine, settled")
     assert settlements.succeed(cursor, tenant, "mine, settled", 1, None)
-    assert recovery.holds_any(cursor, tenant, WORKER)
+    assert recovery.holders(cursor, [tenant, other_tenant], [WORKER, WORKER + 1, WORKER + 2]) == [
+        (tenant, {WORKER, WORKER + 1}),
+        (other_tenant, frozenset()),
+    ]
     with database.transaction() as lent:
         found = recovery.lock_of_worker(lent, tenant, WORKER, limit=10)
         assert [o.execution_id for o in found] == ["mine"]
         recovery.recover(lent, tenant, found[0], reason="test")
-    assert not recovery.holds_any(cursor, tenant, WORKER)
-    assert recovery.holds_any(cursor, tenant, WORKER + 1)
+    assert recovery.holders(cursor, [tenant], [WORKER, WORKER + 1]) == [(tenant, {WORKER + 1})]
 
 
 def test_a_lost_attempt_runs_again_at_once_and_then_later_each_time_until_it_is_abandoned(

@@ -125,10 +125,10 @@ def test_who_signed_off_is_neither_alive_nor_dead(register: Cursor) -> None:
 def test_one_reaper_at_a_time_buries_a_worker(database: Database, register: Cursor) -> None:
     worker_id = workers.register(register, name="w1", tenants=[])
     with database.transaction() as first:
-        assert workers.lock_dead(first, worker_id)
-        assert not workers.lock_dead(register, worker_id)
+        assert workers.lock_dead(first, [worker_id]) == {worker_id}
+        assert not workers.lock_dead(register, [worker_id])
         workers.stop(first, worker_id, reason="found dead")
-    assert not workers.lock_dead(register, worker_id)
+    assert not workers.lock_dead(register, [worker_id])
 
 
 def test_a_look_counts_who_is_known_and_who_is_silent_and_reads_the_databases_clock(
