@@ -8,7 +8,7 @@ transaction was open for very long, and whoever relies on hints looks at all ten
 from __future__ import annotations
 
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.database import Cursor, note_met
 
 MARK_INTERVAL = 60.0
 """Seconds after which a process that goes on submitting for a tenant marks it anew."""
@@ -64,6 +64,7 @@ def renew_or_remove(cursor: Cursor, tenant: str) -> bool:
     A tenant that is gone has nothing, and its mark goes.
     """
     s = quote(tenant)
+    note_met(cursor, tenant)
     cursor.execute("SELECT to_regclass(%s)", (f"{s}.cloacina_executions",))
     if cursor.fetchone() != (None,):
         cursor.execute(

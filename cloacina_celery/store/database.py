@@ -15,6 +15,7 @@ import psycopg2.extensions
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
 from cloacina_celery.store.address import Address, AddressInFile
@@ -55,13 +56,27 @@ _CLEAN_UP = """
 """``DISCARD ALL`` without the prepared statements, which are ours and name their schema."""
 
 
+MAX_MET = 500
+"""Tenants whose tables one connection may meet: its backend remembers each, with 0.1 to 0.2 MB, until it ends.
+
+Who serves fewer never opens a connection anew for it; who serves more pays some milliseconds in five hundred tenants.
+"""
+
+
 class StoreConnection(psycopg2.extensions.connection):  # type: ignore[misc]  # the driver is untyped
-    """A connection that knows which statements it has prepared, and whether a tenant's code has used it."""
+    """A connection that knows what it has prepared, whom it has met, and whether a tenant's code has used it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prepared: dict[tuple[str, str], str] = {}
+        self.met: set[str] = set()
         self.is_tenants = False
+
+
+def note_met(cursor: Cursor, *tenants: str) -> None:
+    """Note that a statement reads or writes these tenants' tables; a connection that is not ours is left alone."""
+    if isinstance(cursor.connection, StoreConnection):
+        cursor.connection.met.update(tenants)
 
 
 class Database:
@@ -123,6 +138,7 @@ class Database:
                     event.listen(self._engine, "checkout", self._refuse_stale)
                     event.listen(self._engine, "connect", self._refuse_a_path)
                     event.listen(self._engine, "reset", _clean_up)
+                    event.listen(self._engine, "checkin", _retire)
                     event.listen(self._engine, "handle_error", mark_lost)
                     self._pid = os.getpid()
         return self._engine
@@ -277,3 +293,9 @@ def _clean_up(connection: StoreConnection, *_: object) -> None:
             cursor.execute(_CLEAN_UP)
         connection.autocommit = False
         connection.is_tenants = False
+
+
+def _retire(connection: StoreConnection | None, record: ConnectionPoolEntry) -> None:
+    """Close a connection that comes back having met many tenants, so that its backend's memory is given back."""
+    if connection is not None and len(connection.met) > MAX_MET:
+        record.invalidate()

@@ -18,7 +18,7 @@ from cloacina_celery.core.tenant import quote
 from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.store import catalog, executions
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
-from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.database import Cursor, note_met
 from cloacina_celery.store.executions import Claim
 from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.ringing import Ring
@@ -241,6 +241,7 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
     """See, in one statement, which of the tenants have rows that wait for room."""
     if not tenants:
         return []
+    note_met(cursor, *tenants)
     cursor.execute(
         " UNION ALL ".join(
             f"SELECT %s WHERE EXISTS (SELECT FROM {quote(tenant)}.cloacina_executions WHERE {where(WAITING)})"

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, quote
 from cloacina_celery.errors import SchemaMismatch
-from cloacina_celery.store.database import Cursor, Database
+from cloacina_celery.store.database import Cursor, Database, note_met
 from cloacina_celery.store.driver_errors import LockNotAvailable
 from cloacina_celery.store.savepoints import savepoint
 from cloacina_celery.telemetry import log
@@ -67,6 +67,7 @@ def revisions_of(cursor: Cursor, schemas: Sequence[str]) -> dict[str, str]:
         )
         ours = [name for (name,) in cursor.fetchall()]
         if ours:
+            note_met(cursor, *ours)
             cursor.execute(
                 " UNION ALL ".join(
                     f"SELECT %s, version_num FROM {quote(name)}.{VERSION_TABLE}" for name in ours
@@ -175,6 +176,7 @@ def upgrade(connection: Connection, schema: str, branch: Branch) -> None:
     from alembic.runtime.environment import EnvironmentContext
 
     cursor: Cursor = connection.connection.cursor()
+    note_met(cursor, schema)
     found = revision_of(cursor, schema)
     if found == head_of(branch):
         _enter_into_ledger(cursor, schema, branch)

@@ -11,7 +11,7 @@ from typing import Any
 from cloacina_celery.core.lifecycle import Abandon, Recover, after_loss
 from cloacina_celery.core.protocol import EXPIRED, FENCE, OF_WORKER
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.database import Cursor, note_met
 from cloacina_celery.store.guards import may, where
 from cloacina_celery.store.ringing import Ring, fetch_rings
 from cloacina_celery.store.statements import Statement
@@ -143,6 +143,7 @@ def glance(cursor: Cursor, tenants: Sequence[str], *, stranded_after: float) -> 
         EXISTS (SELECT FROM {quote(t)}.cloacina_outbox WHERE created_at < now() - make_interval(secs => %s))"""
         for t in tenants
     )
+    note_met(cursor, *tenants)
     cursor.execute(
         branches, [value for tenant in tenants for value in (tenant, stranded_after, stranded_after)]
     )
@@ -184,6 +185,7 @@ def holders(
                              WHERE {where(OF_WORKER, worker="ANY(%s)")})"""
         for t in tenants
     )
+    note_met(cursor, *tenants)
     cursor.execute(branches, [value for tenant in tenants for value in (tenant, list(worker_ids))])
     return [(tenant, frozenset(holding)) for tenant, holding in cursor.fetchall()]
 

@@ -60,6 +60,7 @@ def _enter_schema(session: TenantSession, transaction: SessionTransaction, conne
     session._entered = connection
     driver: Any = connection.connection.dbapi_connection
     driver.is_tenants = True
+    driver.met.add(session.tenant)
     if transaction.nested:
         connection.execute(_SCOPE_AGAIN, {"path": session._path, "role": session._role})
         return

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.store.database import Cursor
+from cloacina_celery.store.database import Cursor, note_met
 
 _PARAMETER = re.compile(r"\$(\d+)")
 
@@ -29,6 +29,7 @@ class Statement:
 
     def execute(self, cursor: Cursor, tenant: str, *params: Any, prepare: bool = False) -> None:
         """Run the statement for ``tenant`` on the cursor."""
+        note_met(cursor, tenant)
         if self.hot and prepare:
             prepared: dict[tuple[str, str], str] = cursor.connection.prepared
             name = prepared.get((self.name, tenant))

@@ -14,13 +14,16 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from cloacina_celery.errors import DatabaseUnavailable, SettingsError
+from cloacina_celery.store import queries, recovery
 from cloacina_celery.store.address import normalise_url
 from cloacina_celery.store.database import APPLICATION_NAME, Database
 from cloacina_celery.store.driver_errors import DriverError, lost_connection
 from cloacina_celery.store.sessions import TenantSession
-from tests.support.waiting import LOCKS
+from tests.support.waiting import LOCKS, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg2 import extensions
 
     from cloacina_celery.chaos.proxy import Proxy
@@ -256,6 +259,65 @@ def role_of_tenant(observer: extensions.connection, tenant: str) -> str:
         cursor.execute("SELECT role FROM cloacina.tenants WHERE name = %s", (tenant,))
         (role,) = cursor.fetchone() or ("none",)
         return str(role)
+
+
+def pid_of(database: Database) -> int:
+    with database.statement() as lent:
+        return int(lent.connection.info.backend_pid)
+
+
+def look(database: Database, tenants: list[str]) -> None:
+    with database.statement() as lent:
+        recovery.glance(lent, tenants, stranded_after=10)
+
+
+def work(database: Database, tenants: list[str]) -> None:
+    for name in tenants:
+        with database.transaction() as lent:
+            queries.outcome(lent, name, "nobody")
+
+
+def open_sessions(database: Database, tenants: list[str]) -> None:
+    for name in tenants:
+        with TenantSession(database, name) as session:
+            session.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("meet", [look, work, open_sessions])
+def test_a_connection_is_kept_for_few_tenants_and_closed_when_it_comes_back_from_many(
+    database_url: str, tenant: str, other_tenant: str, monkeypatch: pytest.MonkeyPatch,
+    meet: Callable[[Database, list[str]], None], shared_observer: extensions.connection,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("cloacina_celery.store.database.MAX_MET", 1)
+    own = Database(database_url)
+    pid = pid_of(own)
+    for _ in range(3):
+        meet(own, [tenant])
+    assert pid_of(own) == pid
+    meet(own, [tenant, other_tenant])
+    assert pid_of(own) != pid
+    with shared_observer.cursor() as cursor:
+
+        def is_gone() -> bool:
+            cursor.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,))
+            return cursor.fetchone() is None
+
+        eventually(is_gone, why="the backend to end")
+    own.dispose()
+
+
+def test_a_transaction_may_meet_as_many_tenants_as_it_likes(
+    database_url: str, tenant: str, other_tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloacina_celery.store.database.MAX_MET", 1)
+    own = Database(database_url)
+    with own.transaction() as lent:
+        pid = lent.connection.info.backend_pid
+        for name in (tenant, other_tenant, tenant):
+            queries.outcome(lent, name, "nobody")
+            lent.execute("SELECT pg_backend_pid()")
+            assert lent.fetchone() == (pid,)
+    own.dispose()
 
 
 LEFTOVERS = [
