@@ -11,6 +11,7 @@ import click
 from cloacina_celery.cli.output import cell, command, plain, print_rows
 from cloacina_celery.core.lifecycle import State
 from cloacina_celery.core.tenancy import TenantState
+from cloacina_celery.core.words import counted
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store.queries import Event, Execution
 
@@ -78,9 +79,8 @@ def _waiting(cloacina: Cloacina, found: Execution) -> str:
 
 
 def _headline(found: Execution) -> str:
-    attempts = "1 attempt" if found.attempt == 1 else f"{found.attempt} attempts"
     return (
-        f"{found.task} [{found.id}] of {found.tenant}: {found.state} after {attempts} "
+        f"{found.task} [{found.id}] of {found.tenant}: {found.state} after {counted(found.attempt, 'attempt')} "
         f"({found.failures} failed, {found.recoveries} recovered of at most {found.max_recoveries}, "
         f"{found.releases} given back)"
     )

@@ -10,6 +10,7 @@ import click
 
 from cloacina_celery.cli.output import command, plain, print_rows
 from cloacina_celery.core.lifecycle import State
+from cloacina_celery.core.words import counted
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store import workers
 
@@ -20,7 +21,9 @@ def sweep(cloacina: Cloacina, as_json: bool) -> None:
     """Sweep all tenants now: recover what is orphaned, send out what is due or stranded."""
     touched = cloacina.sweep()
     click.echo(
-        json.dumps({"touched": touched}) if as_json else f"{touched} executions sent out again or ended"
+        json.dumps({"touched": touched})
+        if as_json
+        else f"{counted(touched, 'execution')} sent out again or ended"
     )
 
 

@@ -8,6 +8,7 @@ import click
 
 from cloacina_celery.cli.output import command, print_rows, progress
 from cloacina_celery.core.tenant import CATALOG_SCHEMA
+from cloacina_celery.core.words import counted
 from cloacina_celery.errors import CloacinaError, UnknownTenant
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store import catalog, fleet, migrate
@@ -51,11 +52,12 @@ def schema_migrate(
         as_json,
         sorted(rows, key=lambda row: (row["error"] is not None, row["schema"])),
         ("schema", "revision", "error"),
-        empty=f"nothing to do: the catalog and {len(everybody)} tenants are up to date",
+        empty=f"nothing to do: up to date are the catalog and {counted(len(everybody), 'tenant')}",
     )
     if failures:
-        rest = f"; it was the canary, and {untouched} others were not touched" if untouched else ""
-        raise CloacinaError(f"{failures} of {len(rows)} schemas were not migrated{rest}")
+        others = counted(untouched, "other was", "others were")
+        rest = f"; it was the canary, and {others} not touched" if untouched else ""
+        raise CloacinaError(f"{failures} of {counted(len(rows), 'schema')} not migrated{rest}")
 
 
 @schema.command("status")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloacina_celery.cli.output import command, console
+from cloacina_celery.core.words import counted
 from cloacina_celery.errors import SettingsError
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store import catalog, removal, workers
@@ -79,8 +80,8 @@ def verify(
     database = cloacina.database.url.render_as_string()
     click.echo(
         f"verify makes the tenants {names.tenants[0]} to {names.tenants[-1]} in {database}, runs "
-        f"{options.executions} executions of its own in them on {options.workers} workers that it starts, breaks "
-        f"these for {options.seconds:g} s, and drops the tenants; nothing else is touched",
+        f"{counted(options.executions, 'execution')} of its own in them on {counted(options.workers, 'worker')} "
+        f"that it starts, breaks these for {options.seconds:g} s, and drops the tenants; nothing else is touched",
         err=as_json,
     )
     if not yes:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from cloacina_celery.core.tenancy import Verb, after
 from cloacina_celery.core.tenant import LEGACY_TENANT, quote, validate_tenant_name
+from cloacina_celery.core.words import counted
 from cloacina_celery.errors import ArchiveRefused, InvalidTenantName
 from cloacina_celery.store import audit, busy, catalog, migrate, roles, tenancy
 from cloacina_celery.store.database import Cursor, Database
@@ -128,7 +129,7 @@ def schema_in(path: Path, *, programs: Path | None = None) -> str:
     )
     found = _SCHEMA.findall(done.stdout)
     if done.returncode != 0 or len(found) != 1:
-        why = _said(done.stderr.encode()) if done.returncode else f"it holds {len(found)} schemas"
+        why = _said(done.stderr.encode()) if done.returncode else f"it holds {counted(len(found), 'schema')}"
         raise ArchiveRefused(f"{path} is not what `tenant export` wrote: {why}")
     return validate_tenant_name(found[0])
 

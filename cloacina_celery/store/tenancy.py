@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cloacina_celery.core.tenancy import TenantState, Verb, after
 from cloacina_celery.core.tenant import quote
+from cloacina_celery.core.words import counted
 from cloacina_celery.store import audit, catalog
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.database import Cursor, Database
@@ -63,8 +64,10 @@ class Left:
         return self.pending + self.running + self.letters > 0
 
     def __str__(self) -> str:
-        letters = f", {self.letters} letters are to be sent" if self.letters else ""
-        return f"{self.pending} executions wait, {self.running} run{letters}"
+        waiting = counted(self.pending, "execution waits", "executions wait")
+        running = counted(self.running, "runs", "run")
+        letters = counted(self.letters, "letter is to be sent", "letters are to be sent")
+        return f"{waiting}, {running}" + (f", {letters}" if self.letters else "")
 
 
 def suspend(database: Database, name: str, *, by: str, refuse_submits: bool = False) -> bool:

@@ -184,7 +184,7 @@ def test_an_adoption_is_planned_without_changing_anything(place: Place, legacy: 
     plan = tenants_of(place).plan_adoption(new)
     assert plan.moves["cloacina_executions"] == 1
     assert set(plan.moves) == set(removal.OUR_TABLES)
-    assert (str(plan.left), plan.stays) == ("1 executions wait, 0 run", ("orders",))
+    assert (str(plan.left), plan.stays) == ("1 execution waits, 0 run", ("orders",))
     assert tenants_of(place).get(legacy).state is TenantState.ACTIVE
     assert len(place.rows(legacy)) == 1
 

@@ -95,7 +95,7 @@ def test_a_drop_leaves_neither_schema_nor_queue_and_a_name_that_says_so(place: P
 
 def test_a_drop_with_work_left_drains_and_loses_nothing(place: Place, tenant: str) -> None:
     execution_id = add(place, tenant)
-    with pytest.raises(TenantStateRefused, match="executions wait"):
+    with pytest.raises(TenantStateRefused, match="1 execution waits"):
         tenants_of(place).drop(tenant)
     assert place.rows(tenant) == [(execution_id, "pending")]
     with pytest.raises(SubmitRefused):

@@ -168,7 +168,7 @@ def test_a_drop_that_would_lose_work_is_refused_and_says_how_much(
 ) -> None:
     submit(cursor, tenant)
     run(cursor, tenant, "e-2")
-    with pytest.raises(TenantStateRefused, match="1 executions wait, 1 run"):
+    with pytest.raises(TenantStateRefused, match="1 execution waits, 1 runs"):
         removal.remove(database, tenant, by=BY)
     assert read(cursor, tenant).state is State.PENDING
     assert removal.remove(database, tenant, by=BY, with_work=True) == 2
@@ -261,13 +261,13 @@ def test_a_drop_waits_for_the_claim_or_the_submission_that_came_before_it_and_se
         submit(lent, tenant)
         rival = Rival(database, lambda _: removal.remove(database, tenant, by=BY))
         eventually(lambda: _waits_for_lock(observer), why="the drop to stand at the table")
-    with pytest.raises(TenantStateRefused, match="executions wait"):
+    with pytest.raises(TenantStateRefused, match="1 execution waits"):
         rival.answer()
     with database.transaction() as lent:
         assert claim(lent, tenant) is not None
         rival = Rival(database, lambda _: removal.remove(database, tenant, by=BY))
         eventually(lambda: _waits_for_lock(observer), why="the drop to stand at the table")
-    with pytest.raises(TenantStateRefused, match="executions wait"):
+    with pytest.raises(TenantStateRefused, match="1 execution waits"):
         rival.answer()
 
 
