@@ -16,13 +16,16 @@ OLDEST_CELERY := $(shell sed -n 's/.*"celery\[redis\]>=\([0-9.]*\),.*/\1/p' pypr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest bench bench-tenants chaos model lint clean
+.PHONY: help demo one-to-many test test-oldest bench bench-tenants chaos model lint clean
 
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.installed  ## load a year of real flights for 16 tenants, kill a worker, check every total
 	$(VENV)/bin/python -m examples.flights
+
+one-to-many: $(VENV)/.installed  ## move a deployment on public to a tenant beside others that work
+	$(VENV)/bin/python -m examples.one_to_many
 
 test: $(VENV)/.installed  ## run the whole suite on real servers
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)

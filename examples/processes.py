@@ -1,4 +1,4 @@
-"""The demo's Celery processes: the real command lines, each in a session of its own."""
+"""The examples' Celery processes: the real command lines, each in a session of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRACE = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CeleryProcess:
-    """One running `celery -A cloacina_celery ...`."""
+    """One running `celery -A ...`."""
 
     name: str
     command: str
@@ -24,9 +24,11 @@ class CeleryProcess:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, name: str, arguments: Sequence[str], *, log: Path) -> CeleryProcess:
+    def start(
+        cls, name: str, arguments: Sequence[str], *, log: Path, app: str = "cloacina_celery"
+    ) -> CeleryProcess:
         """Start it; what it says goes to the log."""
-        arguments = ["-A", "cloacina_celery", *arguments]
+        arguments = ["-A", app, *arguments]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", *arguments],

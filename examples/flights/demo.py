@@ -13,10 +13,10 @@ from rich.console import Console
 
 from cloacina_celery import cloacina
 from examples.flights.board import Board
-from examples.flights.processes import CeleryProcess
 from examples.flights.report import account_of, flights_in, table_of, verdict
 from examples.flights.tasks import Base, load_month
 from examples.flights.totals import Months, months_in_file, names_of_carriers
+from examples.processes import CeleryProcess
 
 TIMEOUT = 300.0
 """Seconds without the awaited thing after which the demo gives up."""
