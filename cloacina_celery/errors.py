@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArchiveRefused",
     "CloacinaError",
+    "DatabaseRefused",
     "DatabaseUnavailable",
     "ExecutionNotFound",
     "InvalidPayload",
@@ -57,7 +58,8 @@ class UnknownTenant(CloacinaError):
 
     def __init__(self, tenant: str, *, removed: bool = False, moved_to: str | None = None) -> None:
         self.tenant = tenant
-        create = f"`celery -A <app> cloacina tenant create {tenant}` or cloacina.tenants.create(...)"
+        option = " --legacy" if tenant == "public" else ""
+        create = f"`celery -A <app> cloacina tenant create {tenant}{option}` or cloacina.tenants.create(...)"
         if moved_to is not None:
             message = f"tenant {tenant!r} was moved to {moved_to!r}: use that name"
         elif removed:
@@ -177,3 +179,7 @@ class TransitionRefused(CloacinaError):
 
 class DatabaseUnavailable(CloacinaError):
     """The database did not answer; whether the last statement was committed is not known."""
+
+
+class DatabaseRefused(CloacinaError):
+    """The database understood a statement and does not do it: a privilege, a table or a lock is missing."""

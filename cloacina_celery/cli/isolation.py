@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cloacina_celery.cli.output import command, print_rows
+from cloacina_celery.cli.output import command, fail, print_rows
 from cloacina_celery.core.tenant import LEGACY_TENANT
+from cloacina_celery.core.words import counted
 from cloacina_celery.errors import CloacinaError
 from cloacina_celery.plugin.app import Cloacina
 
@@ -25,4 +26,4 @@ def tenant_isolate(cloacina: Cloacina, tenants: tuple[str, ...], as_json: bool) 
     print_rows(as_json, rows, ("tenant", "isolated", "error"), empty="there are no tenants yet")
     failures = sum(not row["isolated"] for row in rows)
     if failures:
-        raise CloacinaError(f"{failures} of {len(rows)} tenants were not isolated")
+        fail(f"{failures} of {counted(len(rows), 'tenant')} not isolated")

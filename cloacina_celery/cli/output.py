@@ -8,14 +8,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from cloacina_celery.errors import CloacinaError, SettingsError
+from cloacina_celery.errors import CloacinaError, SettingsError, TenantUnfinished
+from cloacina_celery.store.driver_errors import refusals_in_words
+
+TRY_AGAIN = 75
+"""The exit code that says: something is left, and the same command ends it later. It is EX_TEMPFAIL of sysexits."""
 
 WIDE = 200
 """Columns of a table that goes into a pipe: there is no screen to fit, and an id cut short is of no use."""
@@ -28,7 +32,10 @@ def console(*, to_stderr: bool = False) -> Console:
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the plugin of the app and ``--json``; errors of ours end it with one line and exit code 1."""
+    """Give a command the plugin of the app and ``--json``; what is refused ends it with one line, or one object.
+
+    It exits with 1 then, and with `TRY_AGAIN` where running the same command again is what mends it.
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
     @click.pass_context
@@ -39,11 +46,26 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             cloacina = getattr(app, "cloacina", None)
             if cloacina is None:
                 raise SettingsError(f"app {app.main!r} has no plugin: write Cloacina(app, database_url=...)")
-            return function(cloacina, *args, **kwargs)
+            with refusals_in_words():
+                return function(cloacina, *args, **kwargs)
         except CloacinaError as error:
-            raise click.ClickException(str(error)) from None
+            if kwargs["as_json"]:
+                click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            fail(str(error), exit_code=TRY_AGAIN if isinstance(error, TenantUnfinished) else 1)
 
     return wrapper
+
+
+def fail(message: str, *, exit_code: int = 1) -> NoReturn:
+    """End a command whose output is printed already."""
+    raise _Failure(message, exit_code) from None
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        # Click reads it here; that its class has one of the name is its default.
+        vars(self)["exit_code"] = exit_code
 
 
 def print_rows(as_json: bool, rows: Sequence[dict[str, Any]], columns: Iterable[str], *, empty: str) -> None:
@@ -78,7 +100,21 @@ def cell(value: Any) -> str:
         return "-"
     if isinstance(value, datetime):
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return _seconds(value)
     return str(value)
+
+
+def _seconds(value: float) -> str:
+    """Say a time that has passed in its greatest two units."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(int(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def plain(value: Any) -> Any:

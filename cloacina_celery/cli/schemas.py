@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from cloacina_celery.cli.output import command, print_rows, progress
+from cloacina_celery.cli.output import command, fail, print_rows, progress
 from cloacina_celery.core.tenant import CATALOG_SCHEMA
 from cloacina_celery.core.words import counted
-from cloacina_celery.errors import CloacinaError, UnknownTenant
+from cloacina_celery.errors import UnknownTenant
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.store import catalog, fleet, migrate
 
@@ -57,7 +57,7 @@ def schema_migrate(
     if failures:
         others = counted(untouched, "other was", "others were")
         rest = f"; it was the canary, and {others} not touched" if untouched else ""
-        raise CloacinaError(f"{failures} of {counted(len(rows), 'schema')} not migrated{rest}")
+        fail(f"{failures} of {counted(len(rows), 'schema')} not migrated{rest}")
 
 
 @schema.command("status")
@@ -72,6 +72,6 @@ def schema_status(cloacina: Cloacina, as_json: bool) -> None:
     ]
     print_rows(as_json, rows, ("schema", "revision", "wanted", "ok"), empty="nothing there yet")
     if not all(row["ok"] for row in rows):
-        raise CloacinaError(
-            "a schema is not at the wanted revision: run `celery -A <app> cloacina schema migrate`"
+        fail(
+            "a schema is not at the wanted revision: run `celery -A <app> cloacina schema migrate --recheck`"
         )

@@ -75,7 +75,7 @@ def tenant_export(
 
 
 @click.command("import")
-@click.argument("file", type=FILE)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--as", "name", help="What it is called here. By default as it was there.")
 @programs_option
 @by_option

@@ -9,8 +9,12 @@ from typing import Any
 
 import click
 
-from cloacina_celery.cli.output import cell, command, plain, print_rows
+from cloacina_celery.cli.output import TRY_AGAIN, cell, command, fail, plain, print_rows
+from cloacina_celery.cli.overview import FACTS, facts_of
+from cloacina_celery.errors import TenantStateRefused
 from cloacina_celery.plugin.app import Cloacina
+from cloacina_celery.store import workers
+from cloacina_celery.store.overview import overview, overviews
 from cloacina_celery.store.tenancy import Left
 
 FOR_EVER = float("inf")
@@ -46,9 +50,10 @@ def tenant_create(cloacina: Cloacina, name: str, legacy: bool, by: str | None, a
 @click.option("--removed", is_flag=True, help="Also what is left of those that were removed.")
 @command
 def tenant_list(cloacina: Cloacina, removed: bool, as_json: bool) -> None:
-    """List all tenants."""
-    rows = [asdict(one) for one in cloacina.tenants.list(with_removed=removed)]
-    columns = ("name", "state", "epoch", "is_legacy", "created_at", "changed_at", "changed_by")
+    """List all tenants with what they have: counts by state, ages of the oldest, and the schema's revision."""
+    seen = {one.tenant.name: facts_of(one) for one in overviews(cloacina.database)}
+    rows = [{**asdict(one), **seen.get(one.name, {})} for one in cloacina.tenants.list(with_removed=removed)]
+    columns = ("name", "state", "epoch", "revision", *FACTS, "trouble")
     print_rows(as_json, rows, columns, empty="no tenants yet")
 
 
@@ -59,15 +64,16 @@ def tenant_list(cloacina: Cloacina, removed: bool, as_json: bool) -> None:
 )
 @command
 def tenant_show(cloacina: Cloacina, name: str, limit: int, as_json: bool) -> None:
-    """Show a tenant, what of it has not ended, and what was done to it by whom."""
+    """Show a tenant: what it has, how old the oldest are, who serves it, and what was done to it by whom."""
     found = cloacina.tenants.get(name)
-    left = cloacina.tenants.left(name) if found.standing.exists else None
+    seen = facts_of(overview(cloacina.database, found)) if found.standing.exists else {}
+    serving = _workers_of(cloacina, name)
     audit = [asdict(entry) for entry in cloacina.tenants.audit(name, limit=limit)]
-    facts = {**asdict(found), **(asdict(left) if left is not None else {})}
+    facts = {**asdict(found), **seen}
     if as_json:
-        click.echo(json.dumps({**facts, "audit": audit}, default=plain, indent=2))
+        click.echo(json.dumps({**facts, "workers": serving, "audit": audit}, default=plain, indent=2))
         return
-    for column, value in facts.items():
+    for column, value in {**facts, "workers": ", ".join(serving) or "none"}.items():
         click.echo(f"{column + ':':18}{cell(value)}")
     click.echo()
     columns = ("at", "epoch", "verb", "step", "operator", "database_user", "detail")
@@ -109,11 +115,13 @@ def tenant_resume(cloacina: Cloacina, name: str, by: str | None, as_json: bool) 
 def tenant_drain(
     cloacina: Cloacina, name: str, wait: bool, timeout: float | None, by: str | None, as_json: bool
 ) -> None:
-    """Refuse submissions, and let what is there run to its end. Exit 1 if --wait ends with something left."""
+    """Refuse submissions, and let what is there run to its end. Exit 75 if --wait ends with something left."""
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout says how long to --wait: say that too")
     left = cloacina.tenants.drain(name, wait=wait, timeout=timeout, progress=_tell, by=by)
     say(as_json, name, f"drains; {_words_of(left)}", **asdict(left))
     if wait and left:
-        raise click.exceptions.Exit(1)
+        fail(f"tenant {name} is not drained in time: {left}. It goes on; --wait again", exit_code=TRY_AGAIN)
 
 
 @tenant.command("drop")
@@ -132,7 +140,7 @@ def tenant_drop(
     by: str | None,
     as_json: bool,
 ) -> None:
-    """Drop a tenant with everything in its schema, and its queue."""
+    """Drop a tenant with everything in its schema, and its queue. Exit 75 if --timeout ends with something left."""
     found = cloacina.tenants.get(name)
     if not yes and found.standing.exists:
         click.confirm(f"Drop tenant {name} and all data in its schema?", abort=True, err=True)
@@ -148,7 +156,15 @@ def tenant_drop(
             )
         _tell(left)
 
-    is_change = cloacina.tenants.drop(name, now=now, timeout=limit, progress=tell, by=by)
+    try:
+        is_change = cloacina.tenants.drop(name, now=now, timeout=limit, progress=tell, by=by)
+    except TenantStateRefused as refused:
+        left = cloacina.tenants.left(name)
+        if not left:
+            raise
+        if as_json:
+            say(as_json, name, "", dropped=False, **asdict(left))
+        fail(str(refused), exit_code=TRY_AGAIN)
     say(as_json, name, "dropped" if is_change else "is removed already", dropped=is_change)
 
 
@@ -184,6 +200,11 @@ def tenant_set(
     changes.update({option.replace("-", "_"): None for option in unset})
     is_change = cloacina.tenants.set(name, by=by, **changes)
     say(as_json, name, "set" if is_change else "was set so already", set=is_change, **changes)
+
+
+def _workers_of(cloacina: Cloacina, name: str) -> list[str]:
+    with cloacina.database.statement() as cursor:
+        return [worker.name for worker in workers.alive(cursor) if name in worker.tenants]
 
 
 def _tell(left: Left) -> None:

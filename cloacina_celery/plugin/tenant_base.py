@@ -149,6 +149,10 @@ class TenantBase:
             raise InvalidTenantName(
                 name, "it is the control queue, which every worker consumes; choose another"
             )
+        if name == self._kernel.app.conf.task_default_queue:
+            raise InvalidTenantName(
+                name, "it is the app's task_default_queue, by which plain tasks travel; choose another"
+            )
 
     def _finish(self, name: str, verb: Verb, *, by: str) -> None:
         """Do what follows the commit that left a tombstone, and say in it that it is done."""

@@ -57,12 +57,12 @@ class TenantMoves(TenantBase):
         """Say what `adopt` would move, and change nothing.
 
         Raises:
-            InvalidTenantName: as `adopt`.
+            InvalidTenantName, TenantStateRefused: as `adopt`, but for what runs.
             UnknownTenant: ``public`` is no tenant.
         """
         self._check_adoption(new, source)
         self.get(source).standing.require()
-        return moves.inventory(self._kernel.database, source)
+        return moves.plan(self._kernel.database, source, new)
 
     def export(
         self, name: str, path: Path | str, *, programs: Path | None = None, by: str | None = None

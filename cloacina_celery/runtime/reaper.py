@@ -96,6 +96,8 @@ class Reaper:
             everything: look at each tenant; else at those that `attend` chooses.
         """
         tenants = catalog.tenants(self._database)
+        if not tenants:
+            return 0  # perhaps there is no catalog yet
         names = [tenant.name for tenant in tenants]
         chosen = names if everything else self.attend(names)
         touched = self.recover_dead_workers() + self.sweep(chosen)

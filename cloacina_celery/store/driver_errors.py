@@ -10,7 +10,7 @@ import psycopg2.extensions
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from cloacina_celery.errors import CloacinaError, DatabaseUnavailable
+from cloacina_celery.errors import CloacinaError, DatabaseRefused, DatabaseUnavailable
 
 UndefinedTable = psycopg2.errors.UndefinedTable
 InvalidSchemaName = psycopg2.errors.InvalidSchemaName
@@ -66,6 +66,38 @@ def on_lent_connection() -> Iterator[None]:
         if not is_disconnect(error):
             raise
         raise DatabaseUnavailable(f"the database connection broke: {one_line(error)}") from error
+
+
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """Have what the database refuses raised in words that name the thing and the mend, for a person who asked for it.
+
+    Raises:
+        DatabaseRefused: it refused the statement.
+        DatabaseUnavailable: it did not answer.
+    """
+    try:
+        yield
+    except (DriverError, DBAPIError) as error:
+        original = getattr(error, "orig", error)
+        if is_disconnect(error) or (isinstance(original, ConnectionTrouble) and original.pgcode is None):
+            raise DatabaseUnavailable(f"the database does not answer: {one_line(error)}") from error
+        said = one_line(original).partition(" LINE ")[0]
+        mend = next((words for kind, words in _MENDS if isinstance(original, kind)), "see the database's log")
+        raise DatabaseRefused(f"the database refuses: {said}; {mend}") from error
+
+
+_MENDS = (
+    (
+        psycopg2.errors.InsufficientPrivilege,
+        "run this with the login that owns the catalog, or have that login grant it",
+    ),
+    (
+        (UndefinedTable, psycopg2.errors.UndefinedColumn, InvalidSchemaName),
+        "run `celery -A <app> cloacina schema migrate --recheck`",
+    ),
+    ((LockNotAvailable, psycopg2.errors.QueryCanceled), "somebody holds a lock there: try again"),
+)
 
 
 def mark_lost(context: ExceptionContext) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cloacina_celery.core.tenancy import TenantState, Verb, after
+from cloacina_celery.core.tenancy import TenantState, Verb, after, entering
 from cloacina_celery.core.tenant import quote, validate_tenant_name
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
 from cloacina_celery.store import audit, busy, catalog, logins, migrate, roles
@@ -111,9 +111,17 @@ def move(database: Database, old: str, new: str, verb: Verb, *, by: str, rewrite
     return True
 
 
-def inventory(database: Database, name: str) -> Inventory:
-    """Say what of a schema is ours and would move, and which relations of others would stay."""
-    with database.statement() as cursor:
+def plan(database: Database, name: str, new: str) -> Inventory:
+    """Say what of a schema is ours and would move, and which relations of others would stay.
+
+    Raises:
+        InvalidTenantName, TenantStateRefused: somebody has the new name.
+    """
+    with database.transaction() as cursor:
+        require_free(cursor, new, Verb.ADOPT)
+        there = catalog.look_for_name(cursor, new)
+        if there is not None:
+            entering(Verb.ADOPT, there.standing)
         moves = {}
         for table in OUR_TABLES:
             cursor.execute(f"SELECT count(*) FROM {quote(name)}.{table}")

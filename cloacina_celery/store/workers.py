@@ -63,17 +63,22 @@ class AliveWorker:
     tenants: tuple[str, ...]
     started_at: datetime
     heartbeat_at: datetime
+    silent_for: float
+    """Seconds since its last sign, on the database's clock."""
 
 
 def alive(cursor: Cursor) -> list[AliveWorker]:
     """List the workers that have neither signed off nor been found dead."""
     cursor.execute(
-        "SELECT id, name, tenants, started_at, heartbeat_at FROM cloacina.workers WHERE stopped_at IS NULL ORDER BY id"
+        "SELECT id, name, tenants, started_at, heartbeat_at, extract(epoch FROM now() - heartbeat_at)::float8"
+        " FROM cloacina.workers WHERE stopped_at IS NULL ORDER BY id"
     )
     return [
-        AliveWorker(worker_id=i, name=name, tenants=tuple(tenants), started_at=started, heartbeat_at=beat)
-        for i, name, tenants, started, beat in cursor.fetchall()
-    ]
+        AliveWorker(
+            worker_id=i, name=name, tenants=tuple(tenants), started_at=started, heartbeat_at=beat, silent_for=silent
+        )
+        for i, name, tenants, started, beat, silent in cursor.fetchall()
+    ]  # fmt: skip
 
 
 def register(cursor: Cursor, *, name: str, tenants: Sequence[str]) -> int:

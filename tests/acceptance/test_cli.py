@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ def refusal(standing: Stage, *args: str) -> str:
     assert done.exit_code in (1, 2)
     assert isinstance(done.exception, SystemExit)
     return done.stderr
+
+
+def refused_object(standing: Stage, *args: str) -> tuple[int, Any]:
+    done = run(standing, *args, "--json")
+    assert isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, json.loads(done.stdout)
 
 
 def test_tenants_are_created_listed_and_dropped(standing: Stage) -> None:
@@ -162,17 +169,114 @@ def test_a_sweep_and_the_status_of_all_tenants(standing: Stage) -> None:
     assert standing.tenant in status["workers"][0]["tenants"]
 
 
+def test_the_list_of_tenants_counts_what_each_has_and_tells_how_old_the_oldest_are(standing: Stage) -> None:
+    words(standing, "tenant", "create", "cli_ages")
+    try:
+        due = standing.bazaar.add.apply_async((1, 2), tenant="cli_ages")
+        standing.bazaar.add.apply_async((1, 2), tenant="cli_ages", countdown=600)
+        with standing.observer.cursor() as cursor:
+            cursor.execute(
+                "UPDATE cli_ages.cloacina_executions SET run_at = now() - interval '90 s' WHERE id = %s",
+                (due.id,),
+            )
+        (row,) = [one for one in data(standing, "tenant", "list") if one["name"] == "cli_ages"]
+        assert (row["pending"], row["due"], row["running"], row["revision"]) == (2, 1, 0, TENANT_HEAD)
+        assert 90 <= row["oldest_due"] < 120
+        shown = data(standing, "tenant", "show", "cli_ages")
+        assert (shown["pending"], shown["letters"], shown["workers"]) == (2, 0, [])
+        assert "oldest_due:       1 min 3" in words(standing, "tenant", "show", "cli_ages")
+        assert "1 min 3" in words(standing, "status").partition("cli_ages")[2].splitlines()[0]
+        assert data(standing, "tenant", "show", standing.tenant)["workers"]
+    finally:
+        words(standing, "tenant", "drop", "cli_ages", "--now", "--yes")
+
+
+def test_a_locked_tenant_does_not_hide_the_others_from_the_status(standing: Stage) -> None:
+    words(standing, "tenant", "create", "cli_locked")
+    try:
+        with standing.bazaar.cloacina.database.transaction() as cursor:
+            cursor.execute("LOCK TABLE cli_locked.cloacina_executions IN ACCESS EXCLUSIVE MODE")
+            done = run(standing, "status", "--json")
+        assert done.exit_code == 1
+        assert "tenant cli_locked could not be looked at" in done.stderr
+        rows = {row["tenant"]: row for row in json.loads(done.stdout)["tenants"]}
+        assert rows["cli_locked"]["pending"] is None
+        assert rows[standing.tenant]["trouble"] is None
+    finally:
+        words(standing, "tenant", "drop", "cli_locked", "--now", "--yes")
+
+
+def test_a_drain_or_a_drop_that_ends_with_something_left_exits_with_a_number_of_its_own(
+    standing: Stage,
+) -> None:
+    words(standing, "tenant", "create", "cli_left")
+    try:
+        standing.bazaar.add.apply_async((1, 2), tenant="cli_left", countdown=600)
+        done = run(standing, "tenant", "drain", "cli_left", "--wait", "--timeout", "0")
+        assert (done.exit_code, "1 execution waits, 0 run" in done.stderr) == (75, True)
+        code, left = refused_object(standing, "tenant", "drain", "cli_left", "--wait", "--timeout", "0")
+        assert (code, left["pending"]) == (75, 1)
+        code, left = refused_object(standing, "tenant", "drop", "cli_left", "--yes", "--timeout", "0")
+        assert (code, left["dropped"], left["pending"]) == (75, False, 1)
+        assert run(standing, "tenant", "drain", "cli_left", "--timeout", "5").exit_code == 2
+        assert run(standing, "tenant", "drain", "cli_none", "--wait").exit_code == 1
+    finally:
+        words(standing, "tenant", "drop", "cli_left", "--now", "--yes")
+
+
+def test_what_is_refused_is_an_object_for_programs(standing: Stage) -> None:
+    code, said = refused_object(standing, "execution", "show", standing.tenant, "no-such-id")
+    assert (code, said["error"]) == (1, "ExecutionNotFound")
+    assert "no-such-id" in said["message"]
+
+
+def test_names_that_plain_tasks_travel_by_and_that_are_in_use_are_refused(standing: Stage) -> None:
+    assert "task_default_queue" in refusal(standing, "tenant", "create", "celery")
+    assert "tenant create public --legacy" in refusal(standing, "tenant", "adopt", "cli_adopted")
+    words(standing, "tenant", "create", "public", "--legacy")
+    try:
+        assert "in use" in refusal(standing, "tenant", "adopt", standing.tenant, "--dry-run")
+        assert "cli_adopted would move" in words(
+            standing, "tenant", "adopt", "cli_adopted", "--from", "public", "--dry-run"
+        )
+    finally:
+        words(standing, "tenant", "drop", "public", "--now", "--yes")
+
+
+def test_a_login_without_privileges_is_told_so_in_one_line(standing: Stage) -> None:
+    role = f"cli_poor_{standing.tenant}_{secrets.token_hex(4)}"
+    with standing.observer.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'poor'")
+    try:
+        url = standing.bazaar.cloacina.database.url.set(username=role, password="poor")
+        for command in (("status",), ("sweep",), ("schema", "migrate"), ("tenant", "create", "cli_poor")):
+            done = standing.processes.cli(
+                "cloacina", *command, "--json", app=BAZAAR,
+                env={"CLOACINA_DATABASE_URL": url.render_as_string(hide_password=False)},
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert json.loads(done.stdout)["error"] == "DatabaseRefused", command
+            assert "permission denied for schema cloacina; run this with the login" in done.stderr
+            assert "Traceback" not in done.stderr
+    finally:
+        with standing.observer.cursor() as cursor:
+            cursor.execute(f"DROP ROLE {role}")
+
+
+def test_a_sweep_of_an_empty_database_touches_nothing(stage: Stage) -> None:
+    with stage.observer.cursor() as cursor:
+        cursor.execute("DROP SCHEMA cloacina CASCADE")
+    assert data(stage, "sweep") == {"touched": 0}
+
+
 def test_a_database_that_does_not_answer_is_one_line_and_not_a_traceback(standing: Stage) -> None:
-    done = standing.processes.cli(
-        "cloacina",
-        "tenant",
-        "list",
-        app=BAZAAR,
-        env={"CLOACINA_DATABASE_URL": "postgresql://127.0.0.1:1/none"},
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: ")
-    assert "Traceback" not in done.stderr
+    for command in (("tenant", "list"), ("schema", "migrate")):
+        done = standing.processes.cli(
+            "cloacina", *command, app=BAZAAR, env={"CLOACINA_DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert "Traceback" not in done.stderr
 
 
 def test_an_app_without_the_plugin_is_told_what_it_lacks(standing: Stage) -> None:

@@ -119,7 +119,7 @@ def test_the_command_isolates_the_tenants_that_a_start_has_named(
         "cloacina", "tenant", "isolate", "tenant_none", TENANT, env={"CLOACINA_DATABASE_URL": url}
     )
     assert wrong.returncode == 1
-    assert "1 of 2 tenants were not isolated" in wrong.stderr
+    assert "1 of 2 tenants not isolated" in wrong.stderr
     assert "unknown tenant 'tenant_none'" in wrong.stdout
 
 
