@@ -30,6 +30,7 @@ from cloacina_celery.errors import (
 from cloacina_celery.plugin.app import Cloacina
 from cloacina_celery.plugin.task import DurableTask
 from cloacina_celery.runner import Runner
+from cloacina_celery.runtime.logs import TenantFilter
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -55,6 +56,7 @@ __all__ = [
     "SchemaMismatch",
     "SettingsError",
     "SubmitRefused",
+    "TenantFilter",
     "TenantMismatch",
     "TenantNotBound",
     "TenantStateRefused",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cloacina_celery.cli import limits as _limits  # noqa: F401  # adds its command to `tenant`
+from cloacina_celery.cli.doctor import doctor, probe
 from cloacina_celery.cli.executions import execution
 from cloacina_celery.cli.isolation import tenant_isolate
 from cloacina_celery.cli.logins import tenant_login, tenant_logins, tenant_revoke
@@ -28,5 +29,5 @@ for command in (
 ):  # fmt: skip
     tenant.add_command(command)
 
-for command in (tenant, schema, execution, sweep, status, verify):
+for command in (tenant, schema, execution, sweep, status, doctor, probe, verify):
     cloacina.add_command(command)

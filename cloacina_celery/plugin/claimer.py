@@ -107,7 +107,13 @@ class Claimer:
             claim = until_available(ask_or_let_go, wait)
         except (UndefinedTable, InvalidSchemaName) as error:
             kernel.tenants.forget(tenant)
-            log("message.refused", execution_id=request.id, task=task.name, error=UnknownTenant(tenant))
+            log(
+                "message.refused",
+                tenant=tenant,
+                execution_id=request.id,
+                task=task.name,
+                error=UnknownTenant(tenant),
+            )
             raise Ignore(f"tenant {tenant} is gone") from error
         if claim is None and is_held:
             log("claim.held", tenant=tenant, execution_id=request.id, attempt=number)

@@ -69,9 +69,26 @@ class AliveWorker:
 
 def alive(cursor: Cursor) -> list[AliveWorker]:
     """List the workers that have neither signed off nor been found dead."""
+    return _select(cursor, "stopped_at IS NULL", {})
+
+
+def newest_on(cursor: Cursor, *, host: str, node: str | None = None) -> AliveWorker | None:
+    """Return the worker that was registered last on a host, or under a node name there, be it ended or not."""
+    found = _select(
+        cursor,
+        # A name is "node on host pid n": see `keeper.worker_name`.
+        "split_part(split_part(name, ' on ', 2), ' pid ', 1) = %(host)s"
+        " AND (%(node)s::text IS NULL OR split_part(name, ' on ', 1) = %(node)s)",
+        {"host": host, "node": node},
+    )
+    return found[-1] if found else None
+
+
+def _select(cursor: Cursor, condition: str, values: dict[str, object]) -> list[AliveWorker]:
     cursor.execute(
         "SELECT id, name, tenants, started_at, heartbeat_at, extract(epoch FROM now() - heartbeat_at)::float8"
-        " FROM cloacina.workers WHERE stopped_at IS NULL ORDER BY id"
+        f" FROM cloacina.workers WHERE {condition} ORDER BY id",
+        values,
     )
     return [
         AliveWorker(
