@@ -124,7 +124,7 @@ def test_the_worker_starts_as_it_is_written_answers_its_probes_and_lets_a_task_e
     assert sent.wait_exit() == 0, sent.log
     eventually((tmp_path / "held").exists, why="the task to run")
     worker.send(signal.SIGTERM)
-    worker.wait_log("Initiating Soft Shutdown, terminating in 40")
+    worker.wait_log("Initiating Soft Shutdown, terminating in 20")
     (tmp_path / "released").touch()
     assert worker.wait_exit() == 0
     assert "gave 0 running executions back" in worker.log
