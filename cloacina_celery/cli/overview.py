@@ -52,7 +52,7 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
         click.echo()
         for worker in alive:
             worker["tenants"] = ", ".join(worker["tenants"])
-        columns = ("worker_id", "name", "tenants", "started_at", "silent_for")
+        columns = ("worker_id", "name", "tenants", "started_at", "silent_for", "swept_for")
         print_rows(False, alive, columns, empty="no worker runs")
     untold = [one for one in found if one.trouble]
     for one in untold:
@@ -61,7 +61,7 @@ def status(cloacina: Cloacina, as_json: bool) -> None:
         fail(f"{counted(len(untold), 'tenant')} of {len(rows)} could not be looked at")
 
 
-FACTS = (*map(str, State), "oldest_due", "oldest_running")
+FACTS = (*map(str, State), "oldest_due", "oldest_running", "last_sweep")
 """The columns of `facts_of` that a table has."""
 
 
@@ -76,6 +76,7 @@ def facts_of(one: Overview) -> dict[str, Any]:
         "oldest_running": one.oldest_running,
         "overdue": one.overdue if is_known else None,
         "letters": one.letters if is_known else None,
+        "last_sweep": one.last_sweep,
         "trouble": one.trouble,
     }
 
@@ -88,6 +89,6 @@ def _standing(cloacina: Cloacina, one: Overview) -> str:
 def _sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Add up the tenants' counts, and take the greatest of their ages."""
     sums: dict[str, Any] = {str(state): sum(row[str(state)] or 0 for row in rows) for state in State}
-    for age in ("oldest_due", "oldest_running"):
+    for age in ("oldest_due", "oldest_running", "last_sweep"):
         sums[age] = max((row[age] for row in rows if row[age] is not None), default=None)
     return sums

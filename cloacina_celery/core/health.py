@@ -8,6 +8,9 @@ from enum import StrEnum
 CLOCKS_APART = 2.0
 """Seconds between this process's clock and the database's that nobody need mend: an ``eta`` is off by as much."""
 
+SWEPT_LONG_AGO = 60.0
+"""Seconds without a sweep of a worker whose heartbeat goes on, after which its sweeps hang."""
+
 DUE_FOR_LONG = 60.0
 """Seconds after which an execution that is due and does not start means that somebody should look."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kombu.exceptions import KombuError
 from kombu.transport import virtual
 
-from cloacina_celery.core.health import CLOCKS_APART, DUE_FOR_LONG, Finding, Grade
+from cloacina_celery.core.health import CLOCKS_APART, DUE_FOR_LONG, SWEPT_LONG_AGO, Finding, Grade
 from cloacina_celery.core.tenancy import STARTING_STATES
 from cloacina_celery.core.tenant import CATALOG_SCHEMA, LEGACY_TENANT
 from cloacina_celery.core.words import counted
@@ -141,6 +141,12 @@ def _workers(alive: list[AliveWorker], *, lease_ttl: float) -> Iterator[Finding]
             "workers", f"{one.name} has given no sign for {one.silent_for:.0f} s",
             "it is dead, frozen or cut off: restart it; any worker of its tenants, or `sweep`, recovers what it held",
         )  # fmt: skip
+    for one in alive:
+        if one not in silent and (one.swept_for or 0) > SWEPT_LONG_AGO:
+            yield _wrong(
+                "workers", f"{one.name} is alive and has not swept its tenants for {one.swept_for:.0f} s",
+                "see its log and what its connections wait for in pg_stat_activity; then restart it",
+            )  # fmt: skip
     if len(alive) > len(silent):
         yield _ok("workers", f"{counted(len(alive) - len(silent), 'worker')} alive")
 

@@ -67,7 +67,10 @@ class Keeper:
         self._registered_for = list(duties.tenants())
         with database.statement() as cursor:
             self.worker_id = workers.register(cursor, name=name, tenants=self._registered_for)
-        self._leases = LeaseHolder(database, settings, worker_id=self.worker_id, duties=duties)
+        self._swept_at: float | None = None
+        self._leases = LeaseHolder(
+            database, settings, worker_id=self.worker_id, duties=duties, swept_for=self._swept_for
+        )
 
     @property
     def board(self) -> LeaseBoard:
@@ -108,6 +111,9 @@ class Keeper:
             log("keeper.trouble", error=in_words(error))
         self._leases.close()
 
+    def _swept_for(self) -> float | None:
+        return None if self._swept_at is None else time.monotonic() - self._swept_at
+
     def _sweep_all(self) -> None:
         self._wants_sweep = False
         self._reaper.sweep_all(everything=False)
@@ -127,6 +133,7 @@ class Keeper:
                     # At its start a worker has not looked into its queues yet; what waits there is not stranded.
                     self._reaper.sweep(self._reaper.attend(self._tenants()), check_stranded=not is_first)
                     is_first = False
+                    self._swept_at = time.monotonic()
                 interval = self._settings.poll_interval * random.uniform(0.8, 1.2)
                 next_poll = time.monotonic() + interval
                 backoff = 0.0

@@ -47,6 +47,7 @@ class LeaseHolder:
     Args:
         worker_id: the worker's entry in the register.
         duties: what the worker serves and has in its hands.
+        swept_for: tells how many seconds ago it last ended a sweep of its tenants, where it ever did.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class LeaseHolder:
         *,
         worker_id: int,
         duties: Duties,
+        swept_for: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._worker_id = worker_id
         self._duties = duties
+        self._swept_for = swept_for
         self.board = LeaseBoard()
         self._trusted: dict[Held, float] = {}
         self._registered = frozenset(duties.tenants())
@@ -110,7 +113,7 @@ class LeaseHolder:
     def _show_liveness(self) -> None:
         if self._settings.liveness == "lease":
             with self._database.statement() as cursor:
-                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
+                self._heartbeat(cursor)
             return
         try:
             if self._liveness is None:
@@ -118,7 +121,7 @@ class LeaseHolder:
                 with self._database.limited(self._liveness), self._liveness.cursor() as cursor:
                     workers.hold_lock(cursor, self._worker_id)
             with self._database.limited(self._liveness), self._liveness.cursor() as cursor:
-                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
+                self._heartbeat(cursor)
                 self._register_tenants(cursor)
         except LockNotAvailable as error:
             # Any role may take any advisory lock, so a tenant's code may sit on ours, or our last connection is not
@@ -126,11 +129,14 @@ class LeaseHolder:
             self._drop_liveness()
             log("liveness.taken", error=one_line(error))
             with self._database.statement() as cursor:
-                workers.heartbeat(cursor, self._worker_id, self._duties.reserved())
+                self._heartbeat(cursor)
         except ConnectionTrouble as error:
             self._drop_liveness()
             log("liveness.lost", error=one_line(error))
             raise DatabaseUnavailable("the liveness connection broke") from error
+
+    def _heartbeat(self, cursor: Cursor) -> None:
+        workers.heartbeat(cursor, self._worker_id, self._duties.reserved(), swept_for=self._swept_for())
 
     def _register_tenants(self, cursor: Cursor) -> None:
         # Queues come and go at run time (celery control add_consumer); whoever buries this worker must know.

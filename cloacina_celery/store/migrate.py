@@ -15,7 +15,7 @@ from cloacina_celery.store.driver_errors import LockNotAvailable
 from cloacina_celery.store.savepoints import savepoint
 from cloacina_celery.telemetry import log
 
-CATALOG_HEAD = "c0010"
+CATALOG_HEAD = "c0011"
 TENANT_HEAD = "t0003"
 VERSION_TABLE = "cloacina_version"
 MIGRATION_LOCK = 0x636C6F61  # "cloa": one migration at a time per database, however many workers start

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloacina_celery.core.lifecycle import State
-from cloacina_celery.store import catalog
+from cloacina_celery.store import catalog, workers
 from cloacina_celery.store.bounded import bounded_transaction
 from cloacina_celery.store.catalog import Tenant
 from cloacina_celery.store.database import Database
@@ -37,8 +37,8 @@ class Overview:
 
     ``due`` counts the pending executions whose time has come, ``oldest_due`` is for how many seconds the first of
     them could have run, ``oldest_running`` for how many the longest attempt has, ``overdue`` counts the running ones
-    whose lease ran out, and ``letters`` those in its outbox. Where the tenant could not be looked at, ``trouble``
-    says why and the rest is nothing.
+    whose lease ran out, ``letters`` those in its outbox, and ``last_sweep`` tells how many seconds ago a worker of its
+    own last ended one. Where the tenant could not be looked at, ``trouble`` says why and the rest is nothing.
     """
 
     tenant: Tenant
@@ -48,17 +48,29 @@ class Overview:
     oldest_running: float | None = None
     overdue: int = 0
     letters: int = 0
+    last_sweep: float | None = None
     trouble: str | None = None
 
 
 def overviews(database: Database) -> Iterator[Overview]:
     """Look at each tenant that exists; a lock or a fault of one costs a second, and does not hide the others."""
-    for tenant in catalog.tenants(database):
-        yield overview(database, tenant)
+    tenants = catalog.tenants(database)
+    last_sweeps = _last_sweeps(database) if tenants else {}
+    for tenant in tenants:
+        yield _overview(database, tenant, last_sweeps)
 
 
 def overview(database: Database, tenant: Tenant) -> Overview:
-    """Look at one tenant, in one statement over its executions."""
+    """Look at one tenant."""
+    return _overview(database, tenant, _last_sweeps(database))
+
+
+def _last_sweeps(database: Database) -> dict[str, float]:
+    with database.statement() as cursor:
+        return workers.last_sweeps(cursor)
+
+
+def _overview(database: Database, tenant: Tenant, last_sweeps: dict[str, float]) -> Overview:
     try:
         with bounded_transaction(database) as cursor:
             _LOOK.execute(cursor, tenant.name)
@@ -75,6 +87,7 @@ def overview(database: Database, tenant: Tenant) -> Overview:
         oldest_running=next((row[4] for row in rows if row[4] is not None), None),
         overdue=sum(row[5] for row in rows),
         letters=letters[0] if letters else 0,
+        last_sweep=last_sweeps.get(tenant.name),
     )
 
 

@@ -65,11 +65,22 @@ class AliveWorker:
     heartbeat_at: datetime
     silent_for: float
     """Seconds since its last sign, on the database's clock."""
+    swept_for: float | None
+    """Seconds since it last ended a sweep of its tenants; ``None`` where it never did."""
 
 
 def alive(cursor: Cursor) -> list[AliveWorker]:
     """List the workers that have neither signed off nor been found dead."""
     return _select(cursor, "stopped_at IS NULL", {})
+
+
+def last_sweeps(cursor: Cursor) -> dict[str, float]:
+    """Tell for how many seconds each tenant has not been swept by a worker of its own; others are left out."""
+    cursor.execute(
+        "SELECT tenant, extract(epoch FROM now() - max(swept_at))::float8"
+        " FROM cloacina.workers, unnest(tenants) AS tenant WHERE swept_at IS NOT NULL GROUP BY tenant"
+    )
+    return dict(cursor.fetchall())
 
 
 def newest_on(cursor: Cursor, *, host: str, node: str | None = None) -> AliveWorker | None:
@@ -86,15 +97,17 @@ def newest_on(cursor: Cursor, *, host: str, node: str | None = None) -> AliveWor
 
 def _select(cursor: Cursor, condition: str, values: dict[str, object]) -> list[AliveWorker]:
     cursor.execute(
-        "SELECT id, name, tenants, started_at, heartbeat_at, extract(epoch FROM now() - heartbeat_at)::float8"
+        "SELECT id, name, tenants, started_at, heartbeat_at, extract(epoch FROM now() - heartbeat_at)::float8,"
+        " extract(epoch FROM now() - swept_at)::float8"
         f" FROM cloacina.workers WHERE {condition} ORDER BY id",
         values,
     )
     return [
         AliveWorker(
-            worker_id=i, name=name, tenants=tuple(tenants), started_at=started, heartbeat_at=beat, silent_for=silent
+            worker_id=i, name=name, tenants=tuple(tenants), started_at=started, heartbeat_at=beat,
+            silent_for=silent, swept_for=swept,
         )
-        for i, name, tenants, started, beat, silent in cursor.fetchall()
+        for i, name, tenants, started, beat, silent, swept in cursor.fetchall()
     ]  # fmt: skip
 
 
@@ -127,17 +140,24 @@ def set_tenants(cursor: Cursor, worker_id: int, tenants: Sequence[str]) -> None:
     cursor.execute("UPDATE cloacina.workers SET tenants = %s WHERE id = %s", (list(tenants), worker_id))
 
 
-def heartbeat(cursor: Cursor, worker_id: int, reserved: Mapping[str, Reserved] | None = None) -> None:
+def heartbeat(
+    cursor: Cursor,
+    worker_id: int,
+    reserved: Mapping[str, Reserved] | None = None,
+    *,
+    swept_for: float | None = None,
+) -> None:
     """Say that the worker's background work is going on; one that was buried by mistake is back with it.
 
     Args:
         reserved: by tenant, the messages that were delivered to the worker and have not started.
+        swept_for: seconds since it last ended a sweep of its tenants; ``None`` leaves that as it is.
     """
     stored = {tenant: {"count": one.count, "ids": list(one.ids)} for tenant, one in (reserved or {}).items()}
     cursor.execute(
-        "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL, reserved = %s "
-        "WHERE id = %s",
-        (json.dumps(stored), worker_id),
+        "UPDATE cloacina.workers SET heartbeat_at = now(), stopped_at = NULL, end_reason = NULL, reserved = %s, "
+        "swept_at = coalesce(now() - make_interval(secs => %s::float8), swept_at) WHERE id = %s",
+        (json.dumps(stored), swept_for, worker_id),
     )
 
 

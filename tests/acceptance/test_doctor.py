@@ -65,6 +65,28 @@ def test_the_probe_tells_a_frozen_worker_from_a_live_one_and_from_one_that_has_n
     eventually(lambda: run(stage, "probe", "--silent-for", "1").exit_code == 0, why="the worker to be back")
 
 
+def test_sweeps_that_hang_are_told_though_the_heartbeat_goes_on(stage: Stage) -> None:
+    def last_sweep() -> float | None:
+        seen: dict[str, Any] = json.loads(run(stage, "tenant", "show", stage.tenant, "--json").stdout)
+        return seen["last_sweep"]
+
+    assert last_sweep() is None
+    stage.worker()
+    eventually(lambda: (last_sweep() or 99.0) < 5.0, why="a sweep in the register")
+    # One that does not sweep at all, as if it had stopped doing so two minutes ago.
+    other = stage.worker(env={"BAZAAR_RECOVERY": "off"})
+    with stage.observer.cursor() as cursor:
+        cursor.execute(
+            "UPDATE cloacina.workers SET swept_at = now() - interval '2 min' WHERE name LIKE %s RETURNING id",
+            (f"{other.nodename} %",),
+        )
+        assert cursor.rowcount == 1
+    ((what, found),) = wrong(stage)
+    assert what == "workers"
+    assert "is alive and has not swept its tenants for 12" in found
+    assert (last_sweep() or 99.0) < 5.0
+
+
 def test_the_probe_lets_workers_live_while_the_database_is_away(standing: Stage) -> None:
     done = standing.processes.cli(
         "cloacina", "probe", "--json", app=BAZAAR,
