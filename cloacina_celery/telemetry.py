@@ -117,7 +117,17 @@ _WORDINGS: dict[str, tuple[int, str]] = {
     ),
     "tenant.limited": (
         logging.INFO,
-        "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s",
+        (
+            "tenant %(tenant)s: at most %(tasks)s tasks at once, %(rate)s starts per second, paused: %(paused)s, "
+            "weight %(weight)s"
+        ),
+    ),
+    "weight.unheeded": (
+        logging.WARNING,
+        (
+            "tenant %(tenant)s has a weight that changes nothing: the broker chooses whose message comes next; "
+            "weights work on Redis with kombu's default queue_order_strategy"
+        ),
     ),
     "claim.deferred": (
         logging.DEBUG,

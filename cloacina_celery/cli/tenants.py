@@ -64,17 +64,18 @@ def tenant_list(cloacina: Cloacina, removed: bool, as_json: bool) -> None:
 )
 @command
 def tenant_show(cloacina: Cloacina, name: str, limit: int, as_json: bool) -> None:
-    """Show a tenant: what it has, how old the oldest are, who serves it, and what was done to it by whom."""
+    """Show a tenant: its limits, what it has, how old the oldest are, who serves it, and what was done to it by whom."""
     found = cloacina.tenants.get(name)
     seen = facts_of(overview(cloacina.database, found)) if found.standing.exists else {}
+    limits = asdict(cloacina.tenants.limits(name)) if found.standing.exists else {}
     serving = _workers_of(cloacina, name)
     audit = [asdict(entry) for entry in cloacina.tenants.audit(name, limit=limit)]
-    facts = {**asdict(found), **seen}
+    facts = {**asdict(found), **limits, **seen}
     if as_json:
         click.echo(json.dumps({**facts, "workers": serving, "audit": audit}, default=plain, indent=2))
         return
     for column, value in {**facts, "workers": ", ".join(serving) or "none"}.items():
-        click.echo(f"{column + ':':18}{cell(value)}")
+        click.echo(f"{column + ':':22}{cell(value)}")
     click.echo()
     columns = ("at", "epoch", "verb", "step", "operator", "database_user", "detail")
     print_rows(False, audit, columns, empty="nothing was done to it since there is an audit")

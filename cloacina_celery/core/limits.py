@@ -1,4 +1,4 @@
-"""What a tenant may use at a time: how many tasks at once, how many starts a second, or nothing while it is paused."""
+"""What a tenant may use: how many tasks at once, how many starts a second, or nothing, and its weight."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from cloacina_celery.errors import SettingsError
 _RATE = re.compile(r"(?P<number>\d+(\.\d+)?)(/(?P<unit>[smh]))?", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+MAX_WEIGHT = 100
+"""For so many tasks of the heaviest tenant at the most the next one waits for its turn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -21,6 +24,8 @@ class Limits:
         max_concurrent_tasks: attempts that run at once, on all workers together.
         max_rate: starts per second in the long run; a second's worth, and at least one, may come at once.
         is_paused: nothing starts.
+        weight: turns that it gets for each of a tenant of weight 1, where both have work waiting on a worker. It
+            holds nothing back.
 
     Raises:
         SettingsError: one is out of range.
@@ -29,16 +34,18 @@ class Limits:
     max_concurrent_tasks: int | None = None
     max_rate: float | None = None
     is_paused: bool = False
+    weight: int = 1
 
     def __post_init__(self) -> None:
         _check_count(self.max_concurrent_tasks)
         _check_rate(self.max_rate)
-        if self.is_paused not in (True, False):
+        _check_weight(self.weight)
+        if not isinstance(self.is_paused, bool):
             raise SettingsError(f"paused is True or False, not {self.is_paused!r}")
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is any limit."""
+        """Whether anything is held back; a weight alone holds back nothing."""
         return self.is_paused or self.max_concurrent_tasks is not None or self.max_rate is not None
 
 
@@ -72,3 +79,8 @@ def _check_rate(value: object) -> None:
             f"a rate is a number of starts per second greater than 0, or None for no limit, not {value!r}; "
             "to have nothing start, pause the tenant"
         )
+
+
+def _check_weight(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WEIGHT:
+        raise SettingsError(f"a weight is a whole number from 1 to {MAX_WEIGHT}, not {value!r}")

@@ -36,6 +36,7 @@ class Verb(StrEnum):
     DRAIN = "drain"
     DROP = "drop"
     SET = "set"
+    LIMIT = "limit"
     RENAME = "rename"
     ADOPT = "adopt"
     EXPORT = "export"

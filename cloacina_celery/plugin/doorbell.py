@@ -22,6 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
+from cloacina_celery.plugin.weights import WeightedCycle, can_weigh
 from cloacina_celery.store.driver_errors import one_line
 from cloacina_celery.telemetry import log
 
@@ -159,14 +160,19 @@ def _put_first(channel: Any, queue: str, message: Any, **options: Any) -> None:
 
 
 class DoorbellStep(bootsteps.StartStopStep):
-    """Use `DoorbellQoS` on the consumer's channel, at each connection anew."""
+    """Use `DoorbellQoS` and `WeightedCycle` on the consumer's channel, at each connection anew."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def start(self, consumer: Any) -> None:
-        """Replace the channel's bookkeeping before its first message."""
+        """Replace the channel's bookkeeping and its round of queues before its first message."""
         channel = consumer.connection.default_channel
-        if not isinstance(channel, redis.Channel) or not channel.ack_emulation:
+        if not isinstance(channel, redis.Channel):
+            return
+        if can_weigh(channel.queue_order_strategy):
+            kernel = consumer.app.cloacina.parts.kernel
+            channel._queue_cycle = WeightedCycle(lambda: kernel.weights, channel._queue_cycle.items)
+        if not channel.ack_emulation:
             return
         channel.QoS = DoorbellQoS
         before = channel._qos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,7 @@ class Kernel:
         self.own_tenant: str | None = None
         self.boards: dict[int, LeaseBoard] = {}
         self.excluded_queues: tuple[str, ...] = ()
+        self.weights: Mapping[str, int] = {}
 
     @property
     def app(self) -> Celery:

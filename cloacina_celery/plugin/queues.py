@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kombu.exceptions import KombuError, OperationalError
-from kombu.transport import virtual
+from kombu.transport import redis, virtual
 
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import TenantUnfinished
+from cloacina_celery.plugin.weights import can_weigh
 from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import workers
 
@@ -33,6 +34,14 @@ class TenantQueues:
     def __init__(self, kernel: Kernel, publisher: Publisher) -> None:
         self._kernel = kernel
         self._publisher = publisher
+
+    @property
+    def are_chosen_here(self) -> bool:
+        """Whether workers choose from which queue they take next, and by weight: else the broker does."""
+        connection = self._kernel.app.connection_for_read()
+        return issubclass(connection.get_transport_cls(), redis.Transport) and can_weigh(
+            connection.transport_options.get("queue_order_strategy")
+        )
 
     def declare(self, name: str) -> None:
         """Make the queue, as far as the broker is there: who declared it once does not do so again by itself."""

@@ -93,7 +93,9 @@ class Followed:
 
     def _missing(self) -> Changes:
         with self._kernel.database.statement() as cursor:
-            existing = limits.paused(cursor)
+            seats = limits.seats(cursor)
+        self._kernel.weights = {name: seat.weight for name, seat in seats.items() if seat.weight != 1}
+        existing = {name: seat.is_paused for name, seat in seats.items()}
         active = {name for name, is_paused in existing.items() if not is_paused}
         consumed = {name for name in list(self._queues.consume_from) if self._kernel.tenants.knows(name)}
         selected = {name for name in existing if self._selection.has(name)}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.tenant import validate_tenant_name
-from cloacina_celery.plugin.tenant_base import TenantBase
+from cloacina_celery.plugin.tenant_base import TenantBase, operator
 from cloacina_celery.store import limits
 from cloacina_celery.telemetry import log
 
@@ -41,6 +41,8 @@ class TenantLimits(TenantBase):
         max_concurrent_tasks: int | Unchanged | None = UNCHANGED,
         max_rate: float | Unchanged | None = UNCHANGED,
         paused: bool | Unchanged = UNCHANGED,
+        weight: int | Unchanged = UNCHANGED,
+        by: str | None = None,
     ) -> Limits:
         """Change some of a tenant's limits while its workers run, and return them all; they obey within seconds.
 
@@ -48,19 +50,27 @@ class TenantLimits(TenantBase):
             max_concurrent_tasks: attempts that run at once, on all workers together; ``None`` is no limit.
             max_rate: starts per second; ``None`` is no limit.
             paused: whether nothing of the tenant starts. What runs goes on, and submissions are taken.
+            weight: turns for each of a tenant of weight 1, while both have work waiting on a worker; on Redis.
 
         Raises:
             SettingsError: a limit is out of range.
             UnknownTenant: there is none of this name.
         """
         validate_tenant_name(name, allow_legacy=True)
-        given = {"max_concurrent_tasks": max_concurrent_tasks, "max_rate": max_rate, "is_paused": paused}
+        given = {
+            "max_concurrent_tasks": max_concurrent_tasks,
+            "max_rate": max_rate,
+            "is_paused": paused,
+            "weight": weight,
+        }
         wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not UNCHANGED}
         with self._kernel.database.transaction() as cursor:
             changed = replace(limits.get(cursor, name, lock=True), **wanted)
-            limits.put(cursor, name, changed)
+            limits.put(cursor, name, changed, by=by or operator())
         log(
             "tenant.limited", tenant=name, tasks=changed.max_concurrent_tasks or "any number of",
-            rate=changed.max_rate or "any number of", paused=changed.is_paused,
+            rate=changed.max_rate or "any number of", paused=changed.is_paused, weight=changed.weight,
         )  # fmt: skip
+        if "weight" in wanted and not self._queues.are_chosen_here:
+            log("weight.unheeded", tenant=name)
         return changed

@@ -233,9 +233,10 @@ def enter(
         """
         INSERT INTO cloacina.tenants AS tenants
             (name, is_legacy, state, epoch, changed_by, key_space, retain_succeeded, retain_failed, revision,
-             max_concurrent_tasks, max_rate, is_paused, limits_changed_at)
+             max_concurrent_tasks, max_rate, is_paused, weight, limits_changed_at)
         SELECT %s, %s, %s, 1, %s, %s, heir.retain_succeeded, heir.retain_failed, heir.revision,
-               heir.max_concurrent_tasks, heir.max_rate, coalesce(heir.is_paused, false), clock_timestamp()
+               heir.max_concurrent_tasks, heir.max_rate, coalesce(heir.is_paused, false), coalesce(heir.weight, 1),
+               clock_timestamp()
         FROM (SELECT %s::text AS name) AS wanted LEFT JOIN cloacina.tenants heir USING (name)
         ON CONFLICT (name) DO UPDATE SET
             is_legacy = excluded.is_legacy, state = excluded.state, epoch = tenants.epoch + 1, created_at = now(),
@@ -243,7 +244,8 @@ def enter(
             retain_failed = excluded.retain_failed, key_space = excluded.key_space, recovery_paced_until = NULL,
             revision = excluded.revision, unfinished = NULL, moved_to = NULL,
             max_concurrent_tasks = excluded.max_concurrent_tasks, max_rate = excluded.max_rate,
-            is_paused = excluded.is_paused, limits_changed_at = excluded.limits_changed_at,
+            is_paused = excluded.is_paused, weight = excluded.weight,
+            limits_changed_at = excluded.limits_changed_at,
             changed_at = now(), changed_by = excluded.changed_by
         RETURNING epoch
         """,

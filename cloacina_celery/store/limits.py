@@ -1,4 +1,4 @@
-"""Tenants' limits: kept in the catalog, decided at the claim, under one lock per tenant.
+"""Tenants' limits: kept in the catalog, audited, and decided at the claim, under one lock per tenant.
 
 A message that finds no room leaves its row waiting: pending, ``rung_at`` at infinity, so that neither the poll nor
 the sweep rings it. Whoever frees a slot rings the row that has waited longest. What runs is counted, not booked:
@@ -8,15 +8,15 @@ a crash leaves no count behind that would have to be put right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.protocol import WAITING
-from cloacina_celery.core.tenancy import FIRST_EPOCH
+from cloacina_celery.core.tenancy import FIRST_EPOCH, Verb
 from cloacina_celery.core.tenant import quote
-from cloacina_celery.errors import UnknownTenant
-from cloacina_celery.store import catalog, executions
+from cloacina_celery.store import audit, catalog, executions
 from cloacina_celery.store.bounded import LOCK_TIMEOUT_MS
 from cloacina_celery.store.database import Cursor, note_met
 from cloacina_celery.store.executions import Claim
@@ -111,10 +111,13 @@ _SET = Statement(
     """
     UPDATE cloacina.tenants
     SET max_concurrent_tasks = $2::int, max_rate = $3::float8, is_paused = $4::boolean,
-        limits_changed_at = clock_timestamp()
+        weight = $5::int, limits_changed_at = clock_timestamp()
     WHERE name = $1::text
     """,
 )
+
+
+_COLUMNS = tuple(Limits.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +125,17 @@ class Deferred:
     """The answer to a message that found no room: its row waits, and is rung when there is some."""
 
 
-def paused(cursor: Cursor) -> dict[str, bool]:
-    """List the tenants that exist, and tell of each whether it is paused."""
-    cursor.execute("SELECT name, is_paused FROM cloacina.tenants WHERE state <> 'removed'")
-    return dict(cursor.fetchall())
+class Seat(NamedTuple):
+    """What a worker's queues go by: whether a tenant is consumed, and how many turns it gets."""
+
+    is_paused: bool
+    weight: int
+
+
+def seats(cursor: Cursor) -> dict[str, Seat]:
+    """List the tenants that exist, and of each whether it is paused, and its weight."""
+    cursor.execute("SELECT name, is_paused, weight FROM cloacina.tenants WHERE state <> 'removed'")
+    return {name: Seat(is_paused, weight) for name, is_paused, weight in cursor.fetchall()}
 
 
 def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
@@ -138,18 +148,13 @@ def get(cursor: Cursor, tenant: str, *, lock: bool = False) -> Limits:
         # In the order of the claims, and of those who remove the tenant: its lock, its table, its row.
         _ALONE.execute(cursor, tenant)
         catalog.open_tables(cursor, tenant)
-    cursor.execute(
-        "SELECT max_concurrent_tasks, max_rate, is_paused, state = 'removed', moved_to"
-        " FROM cloacina.tenants WHERE name = %s" + (" FOR UPDATE" if lock else ""),
-        (tenant,),
-    )
-    row = cursor.fetchone()
-    if row is None or row[3]:
-        raise UnknownTenant(tenant, removed=row is not None, moved_to=row[4] if row else None)
-    return Limits(max_concurrent_tasks=row[0], max_rate=row[1], is_paused=row[2])
+        catalog.lock(cursor, tenant)
+    catalog.require(cursor, tenant)
+    cursor.execute(f"SELECT {', '.join(_COLUMNS)} FROM cloacina.tenants WHERE name = %s", (tenant,))
+    return Limits(**dict(zip(_COLUMNS, cursor.fetchone() or (), strict=True)))
 
 
-def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
+def put(cursor: Cursor, tenant: str, limits: Limits, *, by: str = catalog.NOBODY) -> None:
     """Change a tenant's limits; where none is left, what waits is free to be rung by the next poll.
 
     Starts that were spent ahead are counted on by the new rate: one that was raised holds at once.
@@ -159,11 +164,16 @@ def put(cursor: Cursor, tenant: str, limits: Limits) -> None:
         UnknownTenant: the catalog does not know it, or knows that it was removed.
     """
     before = get(cursor, tenant, lock=True)
-    _SET.execute(cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused)
+    _SET.execute(
+        cursor, tenant, tenant, limits.max_concurrent_tasks, limits.max_rate, limits.is_paused, limits.weight
+    )
     if limits.max_rate is None:
         _FORGET_PACE.execute(cursor, tenant)
     elif before.max_rate is not None and before.max_rate != limits.max_rate:
         _RESCALE.execute(cursor, tenant, before.max_rate, limits.max_rate)
+    if limits != before:
+        epoch = catalog.lock(cursor, tenant).epoch
+        audit.record(cursor, tenant, Verb.LIMIT, "set", epoch=epoch, by=by, detail=_change(before, limits))
     if not limits.is_limited:
         _FREE_WAITING.execute(cursor, tenant)
 
@@ -250,6 +260,19 @@ def waiting(cursor: Cursor, tenants: Sequence[str]) -> list[str]:
         list(tenants),
     )
     return [name for (name,) in cursor.fetchall()]
+
+
+def _change(before: Limits, limits: Limits) -> str:
+    was, now = asdict(before), asdict(limits)
+    return ", ".join(
+        f"{column} = {_say(now[column])}, was {_say(was[column])}"
+        for column in now
+        if now[column] != was[column]
+    )
+
+
+def _say(value: float | None) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def _room(cursor: Cursor, tenant: str, row_timeout: str | None = None) -> tuple[int, float | None]:

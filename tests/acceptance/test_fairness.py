@@ -38,6 +38,32 @@ def test_a_quiet_tenants_task_starts_within_one_of_a_noisy_tenants_ten_thousand(
         assert waited <= NAP + SLACK
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_tenant_gets_as_many_turns_as_its_weight_and_the_turns_that_nobody_takes(
+    stage: Stage, pool: str, new_tenant_name: Callable[[], str]
+) -> None:
+    light, heavy = stage.tenant, new_tenant_name()
+    tenants = stage.bazaar.cloacina.tenants
+    tenants.create(heavy)
+    for tenant in (light, heavy):
+        stage.bazaar.cloacina.submit_many([stage.bazaar.nap.s(0.1) for _ in range(120)], tenant=tenant)
+    stage.worker(tenants=["tenant_x*"], concurrency=2, pool=pool)
+    eventually(lambda: len(starts(stage, light, heavy)) >= 20)
+    first = starts(stage, light, heavy)[:20]
+    assert first.count(heavy) == 10
+    tenants.limit(heavy, weight=4)
+    before = len(starts(stage, light, heavy))
+    # Two looks into the catalog, within which the worker has heard of it.
+    eventually(lambda: len(starts(stage, light, heavy)) >= before + 40 + 50)
+    later = starts(stage, light, heavy)[before + 40 :][:50]
+    print(f"FIGURE of 50 starts, with weights 4 and 1: {later.count(heavy)} and {later.count(light)}")
+    assert 38 <= later.count(heavy) <= 42
+    eventually(lambda: len(starts(stage, light, heavy)) == 240, 60)
+    # The light one had every slot once the heavy one was through: no turn is kept for nobody.
+    rest = starts(stage, light, heavy)[-20:]
+    assert rest == [light] * 20
+
+
 def test_what_is_taken_ahead_while_tasks_are_short_is_not_while_they_are_long(
     stage: Stage, new_tenant_name: Callable[[], str]
 ) -> None:
@@ -58,6 +84,17 @@ def test_what_is_taken_ahead_while_tasks_are_short_is_not_while_they_are_long(
         stage.open_gate(f"k{number}-1")
     assert [result.get(timeout=15) for result in later] == [5] * 20
     assert [result.get(timeout=15) for result in held] == [1, 1]
+
+
+def starts(stage: Stage, *tenants: str) -> list[str]:
+    """Return whose executions have started, in order."""
+    with stage.observer.cursor() as cursor:
+        union = " UNION ALL ".join(
+            f"SELECT started_at, '{tenant}' FROM {tenant}.cloacina_executions WHERE started_at IS NOT NULL"
+            for tenant in tenants
+        )
+        cursor.execute(f"{union} ORDER BY 1")
+        return [tenant for _, tenant in cursor.fetchall()]
 
 
 def flood(stage: Stage, number: int) -> None:

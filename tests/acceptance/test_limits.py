@@ -159,32 +159,63 @@ def test_a_slot_of_a_worker_that_was_killed_is_free_again_and_the_limit_holds_me
 
 
 def test_an_operator_sets_and_sees_limits_by_the_command_line(stage: Stage) -> None:
-    def cli(*given: str) -> str:
+    def cli(*given: str, verb: str = "limit") -> str:
         done = stage.processes.cli(
-            "cloacina", "tenant", "limit", stage.tenant, *given, app="tests.acceptance.bazaar"
+            "cloacina", "tenant", verb, stage.tenant, *given, app="tests.acceptance.bazaar"
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert cli() == f"tenant {stage.tenant}: no limits\n"
-    assert "at most 4 tasks at once, at most 10 starts per second, paused" in cli(
-        "--max-concurrent-tasks", "4", "--rate", "600/m", "--pause"
+    assert "at most 4 tasks at once, at most 10 starts per second, paused, weight 3" in cli(
+        "--max-concurrent-tasks", "4", "--rate", "600/m", "--pause", "--weight", "3", "--by", "ann"
     )
     assert json.loads(cli("--rate", "none", "--resume", "--json")) == {
         "name": stage.tenant, "max_concurrent_tasks": 4, "max_rate": None, "is_paused": False,
+        "weight": 3,
     }  # fmt: skip
     for wrong, says in [
         (("--max-concurrent-tasks", "0"), "at least 1"),
         (("--max-concurrent-tasks", "many"), "a whole number or 'none'"),
         (("--rate", "10/week"), "10/s, 600/m or 5/h"),
         (("--rate", "0/s"), "10/s, 600/m or 5/h"),
+        (("--rate", "-1"), "10/s, 600/m or 5/h"),
+        (("--max-concurrent-tasks", "-4"), "a whole number or 'none'"),
+        (("--weight", "0"), "from 1 to 100"),
+        (("--weight", "-1"), "a whole number"),
+        (("--pause", "--resume"), "say one of the two"),
+        (("--by", "ann"), "none is given to change"),
     ]:
         done = stage.processes.cli(
             "cloacina", "tenant", "limit", stage.tenant, *wrong, app="tests.acceptance.bazaar"
         )
         assert done.returncode == 1
         assert says in done.stderr
-    assert cli() == f"tenant {stage.tenant}: at most 4 tasks at once\n"
+        assert done.stderr.count("\n") == 1
+    assert cli() == f"tenant {stage.tenant}: at most 4 tasks at once, weight 3\n"
+    shown = json.loads(cli("--json", verb="show"))
+    assert (shown["max_concurrent_tasks"], shown["max_rate"], shown["is_paused"], shown["weight"]) == (
+        4, None, False, 3,
+    )  # fmt: skip
+    changes = [entry for entry in shown["audit"] if entry["verb"] == "limit"]
+    assert [entry["operator"] == "ann" for entry in changes] == [True, False]
+    assert changes[1]["detail"] == "max_rate = none, was 10, is_paused = false, was true"
+
+
+@pytest.mark.parametrize(
+    ("broker_url", "strategy", "is_heeded"),
+    [("redis", None, True), ("redis", "sorted", False), ("rabbitmq", None, False)],
+    indirect=["broker_url"],
+)
+def test_a_weight_that_changes_nothing_is_said_to_whoever_sets_it(
+    stage: Stage, caplog: pytest.LogCaptureFixture, strategy: str | None, *, is_heeded: bool
+) -> None:
+    if strategy:
+        stage.bazaar.app.conf.broker_transport_options = {"queue_order_strategy": strategy}
+    stage.bazaar.cloacina.tenants.limit(stage.tenant, max_rate=5)
+    assert "weight.unheeded" not in caplog.text
+    stage.bazaar.cloacina.tenants.limit(stage.tenant, weight=4)
+    assert ("weight.unheeded" in caplog.text) is not is_heeded
 
 
 def count(stage: Stage, tenant: str, state: State) -> int:

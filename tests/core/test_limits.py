@@ -35,6 +35,13 @@ def test_what_is_no_rate_is_an_error_that_shows_one(text: str) -> None:
         {"max_rate": float("nan")},
         {"max_rate": "10/s"},
         {"is_paused": "yes"},
+        {"is_paused": 1},
+        {"weight": 0},
+        {"weight": -1},
+        {"weight": 101},
+        {"weight": 1.5},
+        {"weight": True},
+        {"weight": None},
     ],
 )
 def test_a_limit_out_of_range_is_an_error(wrong: dict[str, object]) -> None:
@@ -47,3 +54,7 @@ def test_a_tenant_is_limited_by_any_of_its_limits() -> None:
     assert Limits(max_concurrent_tasks=1).is_limited
     assert Limits(max_rate=1).is_limited
     assert Limits(is_paused=True).is_limited
+
+
+def test_a_weight_holds_nothing_back() -> None:
+    assert not Limits(weight=100).is_limited

@@ -50,7 +50,7 @@ def test_a_renamed_tenant_has_its_rows_and_keys_under_the_new_name_and_waits(
 ) -> None:
     tenants = tenants_of(place)
     tenants.set(tenant, retain_failed=60)
-    limited = tenants.limit(tenant, max_concurrent_tasks=3, max_rate=0.5, paused=True)
+    limited = tenants.limit(tenant, max_concurrent_tasks=3, max_rate=0.5, paused=True, weight=4)
     execution_id = add(place, tenant, idempotency_key="order-42")
     with pytest.raises(TenantStateRefused, match=f"run `tenant suspend {tenant}` first"):
         tenants.rename(tenant, new)

@@ -12,6 +12,7 @@ from cloacina_celery.core.limits import Limits
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import TenantStateRefused, UnknownTenant
 from cloacina_celery.store import (
+    audit,
     catalog,
     executions,
     limits,
@@ -22,6 +23,7 @@ from cloacina_celery.store import (
     settlements,
     tenancy,
 )
+from cloacina_celery.store.audit import AuditEntry
 from cloacina_celery.store.driver_errors import DeadlockDetected, LockNotAvailable
 from cloacina_celery.store.limits import Deferred
 from tests.store.rows import LEASE, WORKER, Rival, bring_to, events, run, shift, submit
@@ -294,7 +296,7 @@ def test_limits_are_kept_and_their_changes_are_listed(
     database: Database, cursor: Cursor, tenant: str, other_tenant: str
 ) -> None:
     assert limits.get(cursor, tenant) == Limits()
-    wanted = Limits(max_concurrent_tasks=4, max_rate=0.5, is_paused=True)
+    wanted = Limits(max_concurrent_tasks=4, max_rate=0.5, is_paused=True, weight=7)
     with database.transaction() as lent:
         limits.put(lent, tenant, wanted)
     assert limits.get(cursor, tenant) == wanted
@@ -302,11 +304,40 @@ def test_limits_are_kept_and_their_changes_are_listed(
     assert other_tenant not in limits.limited(cursor)
     changes = dict(limits.changed(cursor, within=30))
     assert (changes[tenant], changes[other_tenant]) == (True, False)
-    assert limits.paused(cursor)[tenant]
+    assert limits.seats(cursor)[tenant] == (True, 7)
+    assert limits.seats(cursor)[other_tenant] == (False, 1)
     with database.transaction() as lent, pytest.raises(UnknownTenant):
         limits.put(lent, "tenant_nobody", wanted)
     with pytest.raises(UnknownTenant):
         limits.get(cursor, "tenant_nobody")
+
+
+def test_a_weight_makes_no_limited_tenant(database: Database, cursor: Cursor, tenant: str) -> None:
+    limit(database, tenant, weight=4)
+    assert tenant not in limits.limited(cursor)
+    assert dict(limits.changed(cursor, within=30))[tenant] is False
+
+
+def test_each_change_of_a_limit_is_audited_in_its_transaction_and_no_change_is_not(
+    database: Database, cursor: Cursor, tenant: str
+) -> None:
+    def entries() -> list[AuditEntry]:
+        return [entry for entry in audit.history(database, tenant) if entry.verb == Verb.LIMIT]
+
+    with database.transaction() as lent:
+        limits.put(lent, tenant, Limits(max_rate=2, is_paused=True, weight=4), by="ann")
+        assert entries() == []  # as nobody else sees the limits yet
+    with database.transaction() as lent:
+        limits.put(lent, tenant, Limits(max_rate=2, is_paused=True, weight=4), by="bob")
+        limits.put(lent, tenant, Limits(max_concurrent_tasks=3, weight=4), by="eve")
+    first, second = entries()
+    assert (first.operator, first.epoch) == ("ann", 1)
+    assert first.detail == "max_rate = 2, was none, is_paused = true, was false, weight = 4, was 1"
+    assert second.operator == "eve"
+    assert (
+        second.detail
+        == "max_concurrent_tasks = 3, was none, max_rate = none, was 2, is_paused = false, was true"
+    )
 
 
 def test_a_row_that_somebody_holds_keeps_the_tenants_other_claims_waiting_no_longer_than_its_own_bound(
