@@ -126,7 +126,7 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         (
             "tenant %(tenant)s has a weight that changes nothing: the broker chooses whose message comes next; "
-            "weights work on Redis with kombu's default queue_order_strategy"
+            "weights work on Redis with kombu's default queue_order_strategy, and with RabbitMQ's quorum queues"
         ),
     ),
     "claim.deferred": (

@@ -25,9 +25,7 @@ NONE = "none"
 @click.option("--rate", metavar="RATE", help="Starts: 10/s, 600/m, 5/h; or 'none'.")
 @click.option("--pause", is_flag=True, help="Start nothing more.")
 @click.option("--resume", is_flag=True, help="Go on after --pause.")
-@click.option(
-    "--weight", metavar="N", help="Turns for each of a tenant of weight 1, from 1 to 100; on Redis."
-)
+@click.option("--weight", metavar="N", help="Turns for each of a tenant of weight 1, from 1 to 100.")
 @by_option
 @command
 def tenant_limit(

@@ -11,7 +11,7 @@ from kombu.transport import redis, virtual
 
 from cloacina_celery.core.tenancy import Verb
 from cloacina_celery.errors import TenantUnfinished
-from cloacina_celery.plugin.weights import can_weigh
+from cloacina_celery.plugin.rounds import can_weigh
 from cloacina_celery.runtime.forks import without_fork
 from cloacina_celery.store import workers
 
@@ -37,11 +37,13 @@ class TenantQueues:
 
     @property
     def are_chosen_here(self) -> bool:
-        """Whether workers choose from which queue they take next, and by weight: else the broker does."""
-        connection = self._kernel.app.connection_for_read()
-        return issubclass(connection.get_transport_cls(), redis.Transport) and can_weigh(
-            connection.transport_options.get("queue_order_strategy")
-        )
+        """Whether workers choose whose message comes next, and by weight: else the broker does."""
+        app = self._kernel.app
+        connection = app.connection_for_read()
+        if issubclass(connection.get_transport_cls(), redis.Transport):
+            return can_weigh(connection.transport_options.get("queue_order_strategy"))
+        # RabbitMQ sends messages ahead of each of these, and the worker chooses among them.
+        return bool(app.conf.task_default_queue_type == "quorum" and app.conf.worker_detect_quorum_queues)
 
     def declare(self, name: str) -> None:
         """Make the queue, as far as the broker is there: who declared it once does not do so again by itself."""

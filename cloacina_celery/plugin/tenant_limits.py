@@ -50,7 +50,7 @@ class TenantLimits(TenantBase):
             max_concurrent_tasks: attempts that run at once, on all workers together; ``None`` is no limit.
             max_rate: starts per second; ``None`` is no limit.
             paused: whether nothing of the tenant starts. What runs goes on, and submissions are taken.
-            weight: turns for each of a tenant of weight 1, while both have work waiting on a worker; on Redis.
+            weight: turns for each of a tenant of weight 1, while both have work waiting on a worker.
 
         Raises:
             SettingsError: a limit is out of range.

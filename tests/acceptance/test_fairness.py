@@ -19,7 +19,15 @@ SLACK = 0.25
 """Seconds for the way through the broker and two busy cores."""
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+EACH_CHOOSING = pytest.mark.parametrize(
+    ("broker_url", "pool"),
+    [("redis", "prefork"), ("redis", "threads"), ("rabbitmq-quorum", "prefork")],
+    indirect=["broker_url"],
+)
+"""Where a worker chooses whose task comes next: with classic queues RabbitMQ does, at random."""
+
+
+@EACH_CHOOSING
 def test_a_quiet_tenants_task_starts_within_one_of_a_noisy_tenants_ten_thousand(
     stage: Stage, pool: str, new_tenant_name: Callable[[], str]
 ) -> None:
@@ -38,7 +46,7 @@ def test_a_quiet_tenants_task_starts_within_one_of_a_noisy_tenants_ten_thousand(
         assert waited <= NAP + SLACK
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@EACH_CHOOSING
 def test_a_tenant_gets_as_many_turns_as_its_weight_and_the_turns_that_nobody_takes(
     stage: Stage, pool: str, new_tenant_name: Callable[[], str]
 ) -> None:
@@ -49,8 +57,8 @@ def test_a_tenant_gets_as_many_turns_as_its_weight_and_the_turns_that_nobody_tak
         stage.bazaar.cloacina.submit_many([stage.bazaar.nap.s(0.1) for _ in range(120)], tenant=tenant)
     stage.worker(tenants=["tenant_x*"], concurrency=2, pool=pool)
     eventually(lambda: len(starts(stage, light, heavy)) >= 20)
-    first = starts(stage, light, heavy)[:20]
-    assert first.count(heavy) == 10
+    # By turns, but for what came before the other's first message.
+    assert 8 <= starts(stage, light, heavy)[:20].count(heavy) <= 12
     tenants.limit(heavy, weight=4)
     before = len(starts(stage, light, heavy))
     # Two looks into the catalog, within which the worker has heard of it.

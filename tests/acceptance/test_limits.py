@@ -204,7 +204,12 @@ def test_an_operator_sets_and_sees_limits_by_the_command_line(stage: Stage) -> N
 
 @pytest.mark.parametrize(
     ("broker_url", "strategy", "is_heeded"),
-    [("redis", None, True), ("redis", "sorted", False), ("rabbitmq", None, False)],
+    [
+        ("redis", None, True),
+        ("redis", "sorted", False),
+        ("rabbitmq", None, False),
+        ("rabbitmq-quorum", None, True),
+    ],
     indirect=["broker_url"],
 )
 def test_a_weight_that_changes_nothing_is_said_to_whoever_sets_it(
