@@ -64,7 +64,7 @@ def tenant_list(cloacina: Cloacina, removed: bool, as_json: bool) -> None:
 )
 @command
 def tenant_show(cloacina: Cloacina, name: str, limit: int, as_json: bool) -> None:
-    """Show a tenant: its limits, what it has, how old the oldest are, who serves it, and what was done to it by whom."""
+    """Show a tenant: its limits, what it has, who serves it, and what was done to it by whom."""
     found = cloacina.tenants.get(name)
     seen = facts_of(overview(cloacina.database, found)) if found.standing.exists else {}
     limits = asdict(cloacina.tenants.limits(name)) if found.standing.exists else {}

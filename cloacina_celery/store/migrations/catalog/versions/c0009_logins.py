@@ -2,7 +2,7 @@
 
 from alembic import op
 
-revision = "c0010"
+revision = "c0009"
 down_revision = "c0008"
 works_from = "c0008"
 

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "c0011"
-down_revision = "c0010"
+revision = "c0010"
+down_revision = "c0009"
 works_from = "c0008"
 
 
