@@ -184,7 +184,7 @@ def test_the_list_of_tenants_counts_what_each_has_and_tells_how_old_the_oldest_a
         assert 90 <= row["oldest_due"] < 120
         shown = data(standing, "tenant", "show", "cli_ages")
         assert (shown["pending"], shown["letters"], shown["workers"]) == (2, 0, [])
-        assert "oldest_due:       1 min 3" in words(standing, "tenant", "show", "cli_ages")
+        assert "oldest_due:           1 min 3" in words(standing, "tenant", "show", "cli_ages")
         assert "1 min 3" in words(standing, "status").partition("cli_ages")[2].splitlines()[0]
         assert data(standing, "tenant", "show", standing.tenant)["workers"]
     finally:
