@@ -49,6 +49,7 @@ class Explaining:
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
+        self.connection = cursor.connection
         self.plan = ""
 
     def execute(self, statement: str, params: Any = None) -> None:
