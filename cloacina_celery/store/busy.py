@@ -50,10 +50,12 @@ def marked(cursor: Cursor) -> frozenset[str]:
     return frozenset(row[0] for row in cursor.fetchall())
 
 
-def old(cursor: Cursor) -> list[str]:
-    """Return the tenants whose mark is so old that it is to be looked at."""
+def old(cursor: Cursor, *, limit: int) -> list[str]:
+    """Return tenants whose mark is so old that it is to be looked at, the oldest first."""
     cursor.execute(
-        "SELECT tenant FROM cloacina.busy WHERE marked_at < now() - make_interval(secs => %s)", (IDLE_AFTER,)
+        "SELECT tenant FROM cloacina.busy WHERE marked_at < now() - make_interval(secs => %s)"
+        " ORDER BY marked_at LIMIT %s",
+        (IDLE_AFTER, limit),
     )
     return [tenant for (tenant,) in cursor.fetchall()]
 

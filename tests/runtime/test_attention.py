@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cloacina_celery.core.settings import Settings
+from cloacina_celery.runtime import housekeeping
 from cloacina_celery.runtime.attention import AUDIT_INTERVAL, Attention
-from cloacina_celery.store import busy, catalog, executions, outbox
+from cloacina_celery.runtime.housekeeping import Housekeeping
+from cloacina_celery.runtime.looks import Troubled
+from cloacina_celery.runtime.watch import Watch
+from cloacina_celery.store import busy, catalog, executions, outbox, settlements
 from cloacina_celery.store.database import Database
-from tests.store.rows import claim, submission
+from tests.store.rows import EXECUTION_ID, claim, submission
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,15 +96,15 @@ def test_a_mark_goes_only_where_nothing_is_left_to_do(cursor: Cursor, work: str 
         executions.submit(cursor, tenant, submission(delay=60.0 if work == "delayed" else None))
     if work == "running":
         assert claim(cursor, tenant)
-    assert busy.old(cursor) == [tenant]
+    assert busy.old(cursor, limit=9) == [tenant]
     assert busy.renew_or_remove(cursor, tenant) is (work is not None)
-    assert busy.old(cursor) == []
+    assert busy.old(cursor, limit=9) == []
     assert (tenant in busy.marked(cursor)) is (work is not None)
 
 
 def test_a_mark_that_was_made_since_it_was_looked_at_stays(cursor: Cursor) -> None:
     busy.mark(cursor, "tenant_real")
-    assert busy.old(cursor) == []
+    assert busy.old(cursor, limit=9) == []
     assert busy.renew_or_remove(cursor, "tenant_real") is False
     assert "tenant_real" in busy.marked(cursor)
 
@@ -111,3 +116,26 @@ def test_the_mark_of_a_tenant_that_is_gone_goes(cursor: Cursor) -> None:
     )
     assert busy.renew_or_remove(cursor, "tenant_gone") is False
     assert "tenant_gone" not in busy.marked(cursor)
+
+
+def test_thousands_that_fell_idle_at_once_are_tidied_in_portions(
+    database: Database, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "TENANTS_AT_ONCE", 2)
+    for name in ("tenant_a", "tenant_b"):
+        catalog.create(database, name)
+    cursor.execute("UPDATE cloacina.busy SET marked_at = '-infinity'")
+    settings = Settings(retain_succeeded=1.0)
+    tidier = Housekeeping(database, settings, Troubled(database, Watch(database, settings)))
+    tenants = catalog.tenants(database)
+    names = [tenant.name for tenant in tenants]
+    for name in names:
+        executions.submit(cursor, name, submission())
+        assert claim(cursor, name) is not None
+        settlements.succeed(cursor, name, EXECUTION_ID, 1, None)
+        cursor.execute(f"UPDATE {name}.cloacina_executions SET settled_at = now() - interval '1 h'")
+    for left in (1, 0):
+        tidier.tidy(tenants, chosen=names)
+        assert len(busy.marked(cursor)) == left
+        cursor.execute(" UNION ALL ".join(f"SELECT id FROM {name}.cloacina_executions" for name in names))
+        assert len(cursor.fetchall()) == left
