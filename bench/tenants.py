@@ -85,19 +85,28 @@ def _database() -> Iterator[None]:
     name = f"bench_tenants_{secrets.token_hex(4)}"
     url = make_url(given).set(drivername="postgresql")
 
-    def administer(statement: str) -> None:
+    def administer(statement: str) -> list[tuple[str]]:
         connection = psycopg2.connect(url.render_as_string(hide_password=False))
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
+            found: list[tuple[str]] = cursor.fetchall() if cursor.description else []
         connection.close()
+        return found
 
     administer(f"CREATE DATABASE {name}")
+    # Roles are the cluster's, and would outlive the database that they are for.
+    ((oid,),) = administer(f"SELECT oid FROM pg_database WHERE datname = '{name}'")
+    roles = (
+        f"FROM pg_roles WHERE shobj_description(oid, 'pg_authid') LIKE 'cloacina_celery, database {oid}:%'"
+    )
     os.environ["CLOACINA_DATABASE_URL"] = url.set(database=name).render_as_string(hide_password=False)
     try:
         yield
     finally:
         administer(f"DROP DATABASE {name} WITH (FORCE)")
+        for (statement,) in administer(f"SELECT format('DROP ROLE %I', rolname) {roles}"):
+            administer(statement)
 
 
 def _show_seconds(title: str, rows: Mapping[str, float]) -> None:

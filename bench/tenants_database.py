@@ -26,7 +26,7 @@ def create(cloacina: Any, names: list[str]) -> dict[str, float]:
 
     def look_into_catalog() -> None:
         with database.statement() as cursor:
-            limits.paused(cursor)
+            limits.seats(cursor)
 
     def read_revisions() -> None:
         with database.statement() as cursor:
