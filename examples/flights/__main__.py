@@ -9,27 +9,25 @@ from __future__ import annotations
 import os
 import sys
 
-from cloacina_celery import CloacinaError, devservers
+from cloacina_celery import CloacinaError
+from examples.servers import servers
 
 
 def main() -> int:
     """Run the demo on servers that answer, and return the exit code."""
     os.environ["CLOACINA_IMPORTS"] = "examples.flights.tasks"
-    has_servers = bool(os.environ.get("CLOACINA_DATABASE_URL") or os.environ.get("CLOACINA_BROKER_URL"))
-    is_ours_to_stop = not has_servers and not devservers.is_running()
-    # Only now, as it asks the environment for its servers.
-    from examples.flights.demo import DemoFailed, run
-
     try:
-        return 0 if run() else 1
-    except DemoFailed as error:
-        print(f"the demo failed: {error}", file=sys.stderr)
-        return 1
+        with servers():
+            # Only now, as it asks the environment for its servers.
+            from examples.flights.demo import DemoFailed, run
+
+            try:
+                return 0 if run() else 1
+            except DemoFailed as error:
+                print(f"the demo failed: {error}", file=sys.stderr)
+                return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        if is_ours_to_stop:
-            devservers.stop()
 
 
 if __name__ == "__main__":

@@ -92,4 +92,5 @@ def verdict(accounts: list[Account]) -> tuple[bool, str]:
         return False, f"[red]The totals of {', '.join(wrong)} are not the file's.[/]"
     if not recoveries:
         return False, "[red]Every total is right, but nothing had to be recovered.[/]"
-    return True, f"[green]Every total is exactly the file's, after {recoveries} recoveries.[/]"
+    counted = "1 recovery" if recoveries == 1 else f"{recoveries} recoveries"
+    return True, f"[green]Every total is exactly the file's, after {counted}.[/]"

@@ -6,33 +6,26 @@ embedded ones, which it stops at the end if it started them. Exits with 0 only i
 
 from __future__ import annotations
 
-import os
 import sys
 
-from cloacina_celery import CloacinaError, devservers
+from cloacina_celery import CloacinaError
+from examples.servers import servers
 
 
 def main() -> int:
     """Play the story on servers that answer, and return the exit code."""
-    has_servers = bool(os.environ.get("CLOACINA_DATABASE_URL") and os.environ.get("CLOACINA_BROKER_URL"))
-    is_ours_to_stop = not has_servers and not devservers.is_running()
-    if not has_servers:
-        servers = devservers.start()
-        os.environ["CLOACINA_DATABASE_URL"] = servers.database_url
-        os.environ["CLOACINA_BROKER_URL"] = servers.broker_url
-    # Only now, as the app asks the environment for its servers.
-    from examples.one_to_many.story import StoryFailed, play
-
     try:
-        return 0 if play() else 1
-    except StoryFailed as error:
-        print(f"the example failed: {error}", file=sys.stderr)
-        return 1
+        with servers():
+            # Only now, as it asks the environment for its servers.
+            from examples.one_to_many.story import StoryFailed, play
+
+            try:
+                return 0 if play() else 1
+            except StoryFailed as error:
+                print(f"the example failed: {error}", file=sys.stderr)
+                return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        if is_ours_to_stop:
-            devservers.stop()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,11 @@ def test_a_locked_tenant_does_not_hide_the_others_from_the_status(standing: Stag
     try:
         with standing.bazaar.cloacina.database.transaction() as cursor:
             cursor.execute("LOCK TABLE cli_locked.cloacina_executions IN ACCESS EXCLUSIVE MODE")
+            began = time.monotonic()
             done = run(standing, "status", "--json")
+            took = time.monotonic() - began
+        # A second for the lock, and not the half minute that a statement may take.
+        assert took < 10.0
         assert done.exit_code == 1
         assert "tenant cli_locked could not be looked at" in done.stderr
         rows = {row["tenant"]: row for row in json.loads(done.stdout)["tenants"]}
