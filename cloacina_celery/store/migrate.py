@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -227,6 +228,7 @@ def _enter_into_ledger(cursor: Cursor, schema: str, branch: Branch) -> None:
         )
 
 
+@lru_cache
 def _script(branch: Branch):  # type: ignore[no-untyped-def]  # alembic is imported only where a migration runs
     from alembic.script import ScriptDirectory
 
