@@ -28,6 +28,7 @@ BOUNDS = {
     "create, p50": 0.05,
     "migrate, nothing to do, all": 1.0,
     "sweep of idle tenants, all": 1.0,
+    "a sweep of idle tenants that beat asks for": 1.0,
     "a poll of idle tenants": 0.1,
     "dead worker of all: its execution goes on": 1.0,
 }

@@ -42,14 +42,24 @@ def create(cloacina: Any, names: list[str]) -> dict[str, float]:
 
 
 def sweep(cloacina: Any, names: list[str]) -> dict[str, float]:
-    """Sweep tenants that have no work: all of them, and as a poll does."""
-    reaper = cloacina.parts.recovery.reaper()
+    """Sweep tenants that have no work: all of them anew, as beat asks for it, and as a poll does."""
+    reaper, settings = cloacina.parts.recovery.reaper(), cloacina.settings
+
+    def after(pause: float, work: Callable[[], object]) -> float:
+        # The longer ago the last one was, the more of the unmarked tenants have their turn.
+        reaper.attend(names)
+        time.sleep(pause)
+        return timed(work)
+
     reaper.sweep_all()  # looks for old executions too, which it does once an hour
     _mark_only(cloacina.database, [])
     return {
         "sweep of idle tenants, all": timed(reaper.sweep_all),
         "one look at every tenant": timed(lambda: reaper.sweep(names)),
-        "a poll of idle tenants": timed(lambda: reaper.sweep(reaper.attend(names))),
+        "a sweep of idle tenants that beat asks for": after(
+            settings.sweep_interval, lambda: reaper.sweep_all(everything=False)
+        ),
+        "a poll of idle tenants": after(settings.poll_interval, lambda: reaper.sweep(reaper.attend(names))),
     }
 
 
