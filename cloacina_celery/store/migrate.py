@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,9 @@ _HOLDER = """
 REVISIONS_AT_ONCE = 100
 
 Branch = Literal["catalog", "tenant"]
+
+# When it is imported, Alembic names each of its plugins in the log of whoever starts a worker.
+logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def head_of(branch: Branch) -> str:

@@ -12,7 +12,8 @@ from cloacina_celery.store.database import Cursor
 LOCK_CLASS = 0x636C6F63  # "cloc": the first half of the advisory lock's key, the second is the worker's id
 
 RESTART_GRACE = 10.0
-"""Seconds after the server's start in which nobody is called dead: every worker lost its lock with the server."""
+"""Seconds after the server's start in which no worker is called dead that has not shown itself since: every one lost
+its lock with the server, and takes it back before it writes its next heartbeat."""
 
 BELIEVED_FOR = 5.0
 """Seconds after its last sign for which a worker's word counts about the messages that it has reserved."""
@@ -182,7 +183,8 @@ def look(cursor: Cursor, *, grace: float, lease_ttl: float) -> Register:
                        SELECT unnest(w.tenants) EXCEPT
                        SELECT name FROM cloacina.tenants WHERE state = 'removed' ORDER BY 1) AS tenants,
                    w.heartbeat_at < now() - make_interval(secs => %(ttl)s) AS is_silent,
-                   pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
+                   (pg_postmaster_start_time() < now() - make_interval(secs => %(restart)s)
+                    OR pg_postmaster_start_time() < w.heartbeat_at)
                    AND CASE WHEN w.has_lock
                        THEN w.heartbeat_at < now() - make_interval(secs => %(grace)s) AND NOT EXISTS (
                            SELECT FROM pg_locks l

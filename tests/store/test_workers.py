@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cloacina_celery import devservers
 from cloacina_celery.store import migrate, workers
+from cloacina_celery.store.database import Database
+from tests.store.rows import age_of_server
 from tests.support.waiting import database_time, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from psycopg2 import extensions
 
-    from cloacina_celery.store.database import Cursor, Database, StoreConnection
+    from cloacina_celery.store.database import Cursor, StoreConnection
 
 RESTARTED = "pg_postmaster_start_time() < now() - make_interval(secs => 10)"
 
@@ -70,6 +74,26 @@ def test_a_worker_is_dead_as_soon_as_its_connection_is_gone_and_its_grace_is_ove
     assert dead.tenants == ("tenant_a", "tenant_b")
     age(register, worker_id, 1)
     assert find_dead(register) == []
+
+
+def test_after_the_servers_start_only_who_has_shown_itself_since_can_be_called_dead(tmp_path: Path) -> None:
+    """All lost their locks with it: who has not had its lock back may be about to take it."""
+    url = devservers.start(tmp_path).database_url
+    try:
+        database = Database(url)
+        migrate.ensure_catalog(database)
+        with database.statement() as cursor:
+            from_before = workers.register(cursor, name="from before", tenants=[])
+            since = workers.register(cursor, name="since", tenants=[])
+            cursor.execute("UPDATE cloacina.workers SET has_lock = true")
+            age(cursor, from_before, 3600)
+            workers.heartbeat(cursor, since)
+            assert [one for one, _ in eventually(lambda: find_dead(cursor), why="a death")] == [since]
+            eventually(lambda: from_before in dict(find_dead(cursor)), 20, "the other death")
+            assert age_of_server(cursor.connection) > workers.RESTART_GRACE
+        database.dispose()
+    finally:
+        devservers.stop(tmp_path)
 
 
 def test_a_worker_that_comes_back_from_its_grave_can_die_again(
