@@ -126,9 +126,17 @@ _WORDINGS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         (
             "tenant %(tenant)s has a weight that changes nothing: the broker chooses whose message comes next; "
-            "weights work on Redis with kombu's default queue_order_strategy, and with RabbitMQ's quorum queues"
+            "weights work on Redis with kombu's default queue_order_strategy, and on RabbitMQ"
         ),
     ),
+    "window.shared": (
+        logging.INFO,
+        (
+            "%(held)s more messages are held than the pool has places, most often plain tasks with an ETA: until they "
+            "have run all queues share one prefetch window, and a quiet tenant may wait for a noisy one"
+        ),
+    ),
+    "window.each": (logging.INFO, "each queue has its own prefetch window again"),
     "claim.deferred": (
         logging.DEBUG,
         "execution %(execution_id)s in %(tenant)s waits: its tenant is at its limit, or paused",

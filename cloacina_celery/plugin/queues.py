@@ -38,12 +38,12 @@ class TenantQueues:
     @property
     def are_chosen_here(self) -> bool:
         """Whether workers choose whose message comes next, and by weight: else the broker does."""
-        app = self._kernel.app
-        connection = app.connection_for_read()
-        if issubclass(connection.get_transport_cls(), redis.Transport):
+        connection = self._kernel.app.connection_for_read()
+        transport = connection.get_transport_cls()
+        if issubclass(transport, redis.Transport):
             return can_weigh(connection.transport_options.get("queue_order_strategy"))
-        # RabbitMQ sends messages ahead of each of these, and the worker chooses among them.
-        return bool(app.conf.task_default_queue_type == "quorum" and app.conf.worker_detect_quorum_queues)
+        # RabbitMQ sends messages ahead of each queue, and the worker chooses among them.
+        return bool(transport.driver_type == "amqp")
 
     def declare(self, name: str) -> None:
         """Make the queue, as far as the broker is there: who declared it once does not do so again by itself."""

@@ -21,10 +21,10 @@ SLACK = 0.25
 
 EACH_CHOOSING = pytest.mark.parametrize(
     ("broker_url", "pool"),
-    [("redis", "prefork"), ("redis", "threads"), ("rabbitmq-quorum", "prefork")],
+    [("redis", "prefork"), ("redis", "threads"), ("rabbitmq", "prefork"), ("rabbitmq-quorum", "prefork")],
     indirect=["broker_url"],
 )
-"""Where a worker chooses whose task comes next: with classic queues RabbitMQ does, at random."""
+"""Where a worker chooses whose task comes next: to other pools RabbitMQ sends at random, and they keep its order."""
 
 
 @EACH_CHOOSING
@@ -70,6 +70,33 @@ def test_a_tenant_gets_as_many_turns_as_its_weight_and_the_turns_that_nobody_tak
     # The light one had every slot once the heavy one was through: no turn is kept for nobody.
     rest = starts(stage, light, heavy)[-20:]
     assert rest == [light] * 20
+
+
+@pytest.mark.parametrize("broker_url", ["rabbitmq"], indirect=True)
+def test_plain_tasks_with_an_eta_that_fill_a_window_hold_up_nobody(
+    stage: Stage, new_tenant_name: Callable[[], str]
+) -> None:
+    """A worker holds them until they are due, and a window of one queue cannot be widened."""
+    quiet = new_tenant_name()
+    stage.bazaar.cloacina.tenants.create(quiet)
+    worker = stage.worker(tenants=["tenant_x*"], concurrency=2)
+    for number in range(20):
+        stage.bazaar.plain_record.apply_async(
+            (number, stage.tenant, f"held {number}"), countdown=8, queue=stage.tenant
+        )
+    worker.wait_log(r"window\.shared")
+    assert stage.send("add", 2, 3).get(timeout=5) == 5
+    assert not stage.runs("held 0")
+    for number in range(20):
+        stage.wait_for_runs(f"held {number}", 1)
+    worker.wait_log(r"window\.each")
+    results = [
+        stage.bazaar.add.apply_async((1, number), tenant=tenant)
+        for number in range(30)
+        for tenant in (stage.tenant, quiet)
+    ]
+    assert [result.get(timeout=15) for result in results] == [1 + n for n in range(30) for _ in range(2)]
+    assert worker.log.count("window.shared") == 1
 
 
 def test_what_is_taken_ahead_while_tasks_are_short_is_not_while_they_are_long(

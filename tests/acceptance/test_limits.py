@@ -210,8 +210,7 @@ def test_an_operator_sets_and_sees_limits_by_the_command_line(stage: Stage) -> N
     [
         ("redis", None, True),
         ("redis", "sorted", False),
-        ("rabbitmq", None, False),
-        ("rabbitmq-quorum", None, True),
+        ("rabbitmq", None, True),
     ],
     indirect=["broker_url"],
 )

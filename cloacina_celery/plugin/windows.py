@@ -1,0 +1,105 @@
+"""Prefetch windows on RabbitMQ's classic queues: one for each queue, so that no tenant's messages fill another's.
+
+Celery has one window for all of a worker's queues there, since with quorum queues it cannot have and otherwise it
+wants to widen it: a plain task with an ETA is held by the worker, unacknowledged, until it is due. A window of one
+queue holds for consumers that begin later only, so it is not widened; where such tasks would fill one, we go back to
+the window that all queues share until they have run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.quorum_queues import detect_quorum_queues
+
+from cloacina_celery.telemetry import log
+
+
+class QueueWindows:
+    """The prefetch windows of one connection's consumer: each queue's own, or one that all share.
+
+    Args:
+        consumer: Celery's, whose queues are not consumed yet.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._is_shared = False
+        self._window = self._wanted_window()
+
+    def open(self) -> None:
+        """Give each queue a window of its own, from before the first message."""
+        self._set_each(self._window)
+        self._set_shared(0)
+
+    def follow(self, prefetch_count: int) -> None:
+        """Follow Celery, which says how many messages it wants unacknowledged: 0 is any number.
+
+        What is more than the pool's share is held for later. Half a window of that may all be one queue's.
+        """
+        held = prefetch_count - self._consumer.max_prefetch_count
+        wants_all = prefetch_count == 0 or held >= max(self._window // 2, 1)
+        if self._is_shared:
+            if prefetch_count and held <= 0:
+                self._change(is_shared=False)
+                log("window.each")
+            else:
+                self._set_shared(prefetch_count)
+        elif wants_all:
+            self._change(is_shared=True, prefetch_count=prefetch_count)
+            log("window.shared", held=held)
+        elif self._wanted_window() > self._window:
+            self._change(is_shared=False)
+
+    def _wanted_window(self) -> int:
+        # An autoscaled pool grows and shrinks all the time, and each change would be every queue's.
+        slots = getattr(self._consumer.controller, "max_concurrency", None) or self._consumer.pool.num_processes
+        return int(slots * self._consumer.prefetch_multiplier)
+
+    def _change(self, *, is_shared: bool, prefetch_count: int = 0) -> None:
+        tasks = self._consumer.task_consumer
+        tasks.cancel()
+        self._is_shared, self._window = is_shared, self._wanted_window()
+        self._set_each(0 if is_shared else self._window)
+        self._set_shared(prefetch_count if is_shared else 0)
+        tasks.consume()
+
+    def _set_each(self, count: int) -> None:
+        self._consumer.task_consumer.qos(prefetch_count=count, apply_global=False)
+
+    def _set_shared(self, count: int) -> None:
+        self._consumer.task_consumer.qos(prefetch_count=count, apply_global=True)
+
+
+class WindowsStep(bootsteps.StartStopStep):
+    """Give each classic queue a window of its own, at each connection anew.
+
+    Only where the worker then chooses among what it has: a prefork pool's requests wait in turns of their queues
+    (`rounds.WaitingRequests`), the other pools' in the order in which they came.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Open the windows, and have Celery's changes go through them."""
+        connection = consumer.connection
+        if (
+            connection.transport.driver_type != "amqp"
+            or consumer.controller.semaphore is None
+            or connection.qos_semantics_matches_spec
+            or detect_quorum_queues(consumer.app, "amqp")[0]
+            or not consumer.initial_prefetch_count
+        ):
+            return
+        # After a lost connection Celery begins with a smaller window and widens it as tasks end; these are not widened.
+        consumer.qos_global, consumer._maximum_prefetch_restored = False, True
+        consumer.initial_prefetch_count = consumer.qos.value = consumer.max_prefetch_count
+        windows = QueueWindows(consumer)
+        windows.open()
+        consumer.qos.callback = windows.follow
+
+    def stop(self, consumer: Any) -> None:
+        """Leave the windows to their channel."""
+
+    terminate = stop
