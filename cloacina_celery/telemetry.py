@@ -129,6 +129,13 @@ _WORDINGS: dict[str, tuple[int, str]] = {
             "weights work on Redis with kombu's default queue_order_strategy, and on RabbitMQ"
         ),
     ),
+    "message.handed_back": (
+        logging.INFO,
+        (
+            "%(number)s messages that have waited for a slot for %(seconds)s s went back to their queues, for whoever "
+            "is free: RabbitMQ ends the connection of a worker that keeps one for too long"
+        ),
+    ),
     "window.shared": (
         logging.INFO,
         (

@@ -9,9 +9,9 @@ from kombu import Consumer
 
 from cloacina_celery.core.settings import Settings
 from cloacina_celery.plugin.doorbell import DoorbellStep
+from cloacina_celery.plugin.prefetch import PrefetchStep
 from cloacina_celery.plugin.selection import note_excluded_queues
 from cloacina_celery.plugin.task import ACCUMULATE_TASK, DurableTask
-from cloacina_celery.plugin.windows import WindowsStep
 from cloacina_celery.plugin.worker import KeeperStep
 from cloacina_celery.telemetry import log
 
@@ -73,7 +73,7 @@ def install(app: Celery, parts: Parts) -> None:
         return results if index is None else results[index]
 
     app.steps["worker"].add(KeeperStep)
-    app.steps["consumer"].update({DoorbellStep, WindowsStep, ControlStep})
+    app.steps["consumer"].update({DoorbellStep, PrefetchStep, ControlStep})
     note_excluded_queues(app, parts.kernel)
 
     def add_to_schedule(**_: Any) -> None:

@@ -22,7 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
-from cloacina_celery.plugin.rounds import WaitingRequests, WeightedCycle, can_weigh
+from cloacina_celery.plugin.rounds import WeightedCycle, can_weigh
 from cloacina_celery.store.driver_errors import one_line
 from cloacina_celery.telemetry import log
 
@@ -166,13 +166,10 @@ class DoorbellStep(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Replace the channel's bookkeeping and its round of queues before its first message."""
-        kernel, semaphore = consumer.app.cloacina.parts.kernel, consumer.controller.semaphore
-        if semaphore is not None and not isinstance(semaphore._waiting, WaitingRequests):
-            queues = consumer.app.amqp.queues
-            WaitingRequests(lambda: kernel.weights, lambda: queues.consume_from).take_over(semaphore)
         channel = consumer.connection.default_channel
         if not isinstance(channel, redis.Channel):
             return
+        kernel = consumer.app.cloacina.parts.kernel
         if can_weigh(channel.queue_order_strategy):
             channel._queue_cycle = WeightedCycle(lambda: kernel.weights, channel._queue_cycle.items)
         if not channel.ack_emulation:

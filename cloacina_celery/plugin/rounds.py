@@ -6,6 +6,7 @@ chosen from here.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -64,7 +65,7 @@ class WaitingRequests:
         self._cycle = WeightedCycle(weights)
         self._consumed = consumed
         self._known: set[str] = set()
-        self._waiting: dict[str, deque[Waiter]] = {}
+        self._waiting: dict[str, deque[tuple[float, Waiter]]] = {}
 
     def append(self, waiter: Waiter) -> None:
         """Have a request wait."""
@@ -76,7 +77,7 @@ class WaitingRequests:
                 [queue, *(q for q in self._cycle.items if q in consumed or q in self._waiting)]
             )
             self._known = set(self._cycle.items)
-        self._waiting.setdefault(queue, deque()).append(waiter)
+        self._waiting.setdefault(queue, deque()).append((time.monotonic(), waiter))
 
     def popleft(self) -> Waiter:
         """Give out the request whose turn it is.
@@ -90,11 +91,29 @@ class WaitingRequests:
         if queue is None:
             raise IndexError("no request waits")
         of_queue = self._waiting[queue]
-        waiter = of_queue.popleft()
+        _, waiter = of_queue.popleft()
         if not of_queue:
             del self._waiting[queue]
         self._cycle.rotate(queue)
         return waiter
+
+    def take_out(self, seconds: float, wanted: Callable[[Any], object]) -> list[Any]:
+        """Take the wanted requests out that have waited for so long, and return them, the oldest of a queue first."""
+        before = time.monotonic() - seconds
+        taken: list[Any] = []
+        for queue, waiters in list(self._waiting.items()):
+            kept: deque[tuple[float, Waiter]] = deque()
+            for since, waiter in waiters:
+                request = waiter[1][0]
+                if since <= before and wanted(request):
+                    taken.append(request)
+                else:
+                    kept.append((since, waiter))
+            if kept:
+                self._waiting[queue] = kept
+            else:
+                del self._waiting[queue]
+        return taken
 
     def clear(self) -> None:
         """Forget all of them: their connection is gone, and the broker sends them again."""

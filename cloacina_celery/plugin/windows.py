@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import bootsteps
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from cloacina_celery.telemetry import log
@@ -27,6 +26,17 @@ class QueueWindows:
         self._consumer = consumer
         self._is_shared = False
         self._window = self._wanted_window()
+
+    @staticmethod
+    def fit(consumer: Any) -> bool:
+        """Tell whether Celery has one window for all queues of RabbitMQ here, and it holds anything."""
+        connection = consumer.connection
+        return (
+            connection.transport.driver_type == "amqp"
+            and not connection.qos_semantics_matches_spec
+            and not detect_quorum_queues(consumer.app, "amqp")[0]
+            and consumer.initial_prefetch_count > 0
+        )
 
     def open(self) -> None:
         """Give each queue a window of its own, from before the first message."""
@@ -54,7 +64,9 @@ class QueueWindows:
 
     def _wanted_window(self) -> int:
         # An autoscaled pool grows and shrinks all the time, and each change would be every queue's.
-        slots = getattr(self._consumer.controller, "max_concurrency", None) or self._consumer.pool.num_processes
+        slots = (
+            getattr(self._consumer.controller, "max_concurrency", None) or self._consumer.pool.num_processes
+        )
         return int(slots * self._consumer.prefetch_multiplier)
 
     def _change(self, *, is_shared: bool, prefetch_count: int = 0) -> None:
@@ -70,36 +82,3 @@ class QueueWindows:
 
     def _set_shared(self, count: int) -> None:
         self._consumer.task_consumer.qos(prefetch_count=count, apply_global=True)
-
-
-class WindowsStep(bootsteps.StartStopStep):
-    """Give each classic queue a window of its own, at each connection anew.
-
-    Only where the worker then chooses among what it has: a prefork pool's requests wait in turns of their queues
-    (`rounds.WaitingRequests`), the other pools' in the order in which they came.
-    """
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def start(self, consumer: Any) -> None:
-        """Open the windows, and have Celery's changes go through them."""
-        connection = consumer.connection
-        if (
-            connection.transport.driver_type != "amqp"
-            or consumer.controller.semaphore is None
-            or connection.qos_semantics_matches_spec
-            or detect_quorum_queues(consumer.app, "amqp")[0]
-            or not consumer.initial_prefetch_count
-        ):
-            return
-        # After a lost connection Celery begins with a smaller window and widens it as tasks end; these are not widened.
-        consumer.qos_global, consumer._maximum_prefetch_restored = False, True
-        consumer.initial_prefetch_count = consumer.qos.value = consumer.max_prefetch_count
-        windows = QueueWindows(consumer)
-        windows.open()
-        consumer.qos.callback = windows.follow
-
-    def stop(self, consumer: Any) -> None:
-        """Leave the windows to their channel."""
-
-    terminate = stop

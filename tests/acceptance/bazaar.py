@@ -23,6 +23,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from cloacina_celery import Cloacina, DurableTask, LeaseLost, RetryPolicy
+from cloacina_celery.plugin import prefetch
 from tests.support import shop_tables
 from tests.support.brokers import configure_queues
 from tests.support.databases import connect
@@ -48,6 +49,10 @@ cloacina = Cloacina(
     stranded_after=float(os.environ.get("BAZAAR_STRANDED_AFTER", "10")),
     enable_recovery=os.environ.get("BAZAAR_RECOVERY", "on") == "on",
 )
+if os.environ.get("BAZAAR_HELD_FOR"):
+    prefetch.HELD_FOR = float(os.environ["BAZAAR_HELD_FOR"])
+    prefetch.LOOK_INTERVAL = prefetch.HELD_FOR / 4
+
 if os.environ.get("BAZAAR_DIES_SENDING"):
 
     @before_task_publish.connect(sender="bazaar.plain_record")

@@ -148,6 +148,19 @@ def test_what_waits_is_forgotten_with_its_connection() -> None:
     assert slots.end(1) == "b"
 
 
+def test_what_is_taken_out_is_wanted_and_old_and_the_rest_keeps_its_place() -> None:
+    slots = Slots(1)
+    slots.come("caabab")
+    assert slots.waiting.take_out(60, bool) == []
+    taken = slots.waiting.take_out(0, lambda request: request.delivery_info["routing_key"] == "a")
+    assert [request.delivery_info["routing_key"] for request in taken] == ["a", "a", "a"]
+    assert len(slots.waiting) == 2
+    slots.come("a")
+    assert slots.end(4) == "bab"
+    slots.come("b")
+    assert slots.begun[-1] == "b"
+
+
 def test_what_waited_before_is_taken_over() -> None:
     slots = Slots(1)
     semaphore = LaxBoundedSemaphore(1)
