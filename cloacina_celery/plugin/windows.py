@@ -29,11 +29,9 @@ class QueueWindows:
 
     @staticmethod
     def fit(consumer: Any) -> bool:
-        """Tell whether Celery has one window for all queues of RabbitMQ here, and it holds anything."""
-        connection = consumer.connection
+        """Tell whether Celery has one window for all queues on this RabbitMQ, and it holds anything."""
         return (
-            connection.transport.driver_type == "amqp"
-            and not connection.qos_semantics_matches_spec
+            not consumer.connection.qos_semantics_matches_spec
             and not detect_quorum_queues(consumer.app, "amqp")[0]
             and consumer.initial_prefetch_count > 0
         )
