@@ -85,8 +85,8 @@ def _find_servers() -> None:
         from cloacina_celery import devservers
 
         servers = devservers.start()
-        os.environ["CLOACINA_DATABASE_URL"] = servers.database_url
-        os.environ["CLOACINA_BROKER_URL"] = servers.broker_url
+        os.environ.setdefault("CLOACINA_DATABASE_URL", servers.database_url)
+        os.environ.setdefault("CLOACINA_BROKER_URL", servers.broker_url)
 
 
 def _sides() -> list[Side]:
