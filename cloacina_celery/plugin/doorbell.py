@@ -22,7 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils import json
 
 from cloacina_celery.plugin.envelope import TENANT_HEADER
-from cloacina_celery.plugin.rounds import WeightedCycle, can_weigh
+from cloacina_celery.plugin.rounds import WeightedCycle, can_weigh, slots_of
 from cloacina_celery.store.driver_errors import one_line
 from cloacina_celery.telemetry import log
 
@@ -182,9 +182,7 @@ class DoorbellStep(bootsteps.StartStopStep):
         is_forbidden = bool(consumer.app.conf.get("worker_disable_prefetch"))
         if is_forbidden or consumer.prefetch_multiplier <= DEFAULT_MULTIPLIER:
             channel.qos.reserve = Reserve(
-                slots=lambda: (
-                    getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
-                ),
+                slots=lambda: slots_of(consumer),
                 taken=lambda: len(state.reserved_requests),
                 # Celery would see to this setting on the object that was here before.
                 is_allowed=not is_forbidden,

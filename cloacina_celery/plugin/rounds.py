@@ -129,6 +129,14 @@ class WaitingRequests:
         semaphore._waiting, semaphore._add_waiter, semaphore._pop_waiter = self, self.append, self.popleft
 
 
+def slots_of(consumer: Any) -> int:
+    """Count the tasks that a worker may run at once; of an autoscaled pool as many as it may grow to."""
+    pool = consumer.pool
+    # Celery 5.5 counts there what runs in a gevent pool.
+    now = pool.limit if pool.is_green else pool.num_processes
+    return int(getattr(consumer.controller, "max_concurrency", None) or now)
+
+
 def can_weigh(strategy: object) -> bool:
     """Tell whether a ``queue_order_strategy`` is the round that weights are of, and not one of the user's choice."""
     return strategy in (None, "round_robin")

@@ -131,8 +131,9 @@ class Followed:
         # Celery may come here late and more than once: what counts is what the last look saw.
         (begin, end), self._changes = self._changes, NOTHING
         for name in begin[:QUEUES_AT_ONCE]:
-            # Made as a sender makes it; else Celery's own defaults, which may be another kind of queue.
-            queue = self._queues[name]
+            # Made as a sender makes it; else Celery's own defaults, which may be another kind of queue. And selected
+            # here: Celery 5.5 does not select what it knows already.
+            queue = self._queues.select_add(self._queues[name])
             consumer.add_task_queue(queue.name)
             self._begun |= {name}
         for name in end[:QUEUES_AT_ONCE]:

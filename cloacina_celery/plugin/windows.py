@@ -12,6 +12,7 @@ from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from cloacina_celery.plugin.rounds import slots_of
 from cloacina_celery.telemetry import log
 
 
@@ -62,10 +63,7 @@ class QueueWindows:
 
     def _wanted_window(self) -> int:
         # An autoscaled pool grows and shrinks all the time, and each change would be every queue's.
-        slots = (
-            getattr(self._consumer.controller, "max_concurrency", None) or self._consumer.pool.num_processes
-        )
-        return int(slots * self._consumer.prefetch_multiplier)
+        return int(slots_of(self._consumer) * self._consumer.prefetch_multiplier)
 
     def _change(self, *, is_shared: bool, prefetch_count: int = 0) -> None:
         tasks = self._consumer.task_consumer

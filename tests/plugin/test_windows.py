@@ -29,7 +29,7 @@ class Wired:
             queue.declare()
             for number in range(50):
                 connection.Producer().publish(number, routing_key=queue.name)
-        self.pool = SimpleNamespace(num_processes=2)
+        self.pool = SimpleNamespace(num_processes=2, is_green=False)
         self.controller = SimpleNamespace(max_concurrency=None)
         self.prefetch_multiplier = 4
         self.task_consumer = Consumer(channel, queues, on_message=self._take)
