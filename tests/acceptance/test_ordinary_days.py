@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import celery
 import pytest
 from celery import chain, chord
 
@@ -31,8 +32,10 @@ def test_an_ordinary_run_logs_no_error_and_no_warning(stage: Stage) -> None:
     beat.wait_exit()
     worker.terminate()
     assert worker.wait_exit() == 0
-    for process in (worker, beat):
-        assert complaints(process.log) == []
+    assert complaints(worker.log) == []
+    # Celery 5.5's handler of SIGTERM keeps beat's connection to the broker until the interpreter's end.
+    left_open = r"ResourceWarning: unclosed <socket" if celery.VERSION < (5, 6) else None
+    assert [one for one in complaints(beat.log) if not (left_open and re.search(left_open, one))] == []
 
 
 def complaints(log: str) -> list[str]:
