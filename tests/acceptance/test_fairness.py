@@ -82,7 +82,7 @@ def test_plain_tasks_with_an_eta_that_fill_a_window_hold_up_nobody(
     worker = stage.worker(tenants=["tenant_x*"], concurrency=2)
     for number in range(20):
         stage.bazaar.plain_record.apply_async(
-            (number, stage.tenant, f"held {number}"), countdown=8, queue=stage.tenant
+            (number, stage.tenant, f"held {number}"), countdown=12, queue=stage.tenant
         )
     worker.wait_log(r"window\.shared")
     assert stage.send("add", 2, 3).get(timeout=5) == 5

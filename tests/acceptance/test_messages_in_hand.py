@@ -20,8 +20,8 @@ def test_what_waits_behind_a_long_task_for_long_is_done_by_another_worker(stage:
     long = stage.send("block", "k")
     stage.wait_for_runs("k", 1)
     behind = [stage.send("add", 2, number) for number in range(3)]
-    busy.wait_log("3 messages .* went back")
-    # They come back to who has no one beside it, and are handed back again.
+    busy.wait_log(r"message\.handed_back")
+    # With nobody else there they have come back to it, and are handed back again.
     stage.worker(concurrency=1)
     assert [result.get(timeout=30) for result in behind] == [2, 3, 4]
     assert len(stage.runs("k")) == 1
@@ -37,7 +37,7 @@ def test_plain_messages_are_not_handed_back(stage: Stage) -> None:
     stage.wait_for_runs("k", 1)
     stage.bazaar.plain_record.apply_async((1, stage.tenant), queue=stage.tenant)
     behind = stage.send("add", 2, 3)
-    busy.wait_log("1 messages .* went back")
+    busy.wait_log(r"message\.handed_back: 1 messages")
     never(lambda: "2 messages" in busy.log, 3.0, "a plain message that went back")
     stage.open_gate("k-1")
     stage.wait_for_runs("plain", 1)
