@@ -81,12 +81,14 @@ def main() -> int:
 
 
 def _find_servers() -> None:
-    if not os.environ.get("CLOACINA_DATABASE_URL") or not os.environ.get("CLOACINA_BROKER_URL"):
+    database_url, broker_url = (os.environ.get(f"CLOACINA_{name}_URL") for name in ("DATABASE", "BROKER"))
+    if not database_url or not broker_url:
         from cloacina_celery import devservers
 
+        # Of the two that it starts, the one whose place is taken stays idle.
         servers = devservers.start()
-        os.environ.setdefault("CLOACINA_DATABASE_URL", servers.database_url)
-        os.environ.setdefault("CLOACINA_BROKER_URL", servers.broker_url)
+        os.environ["CLOACINA_DATABASE_URL"] = database_url or servers.database_url
+        os.environ["CLOACINA_BROKER_URL"] = broker_url or servers.broker_url
 
 
 def _sides() -> list[Side]:

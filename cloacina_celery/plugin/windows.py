@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
+from kombu.common import PREFETCH_COUNT_MAX
 
 from cloacina_celery.plugin.rounds import slots_of
 from cloacina_celery.telemetry import log
@@ -47,15 +48,14 @@ class QueueWindows:
 
         What is more than the pool's share is held for later. Half a window of that may all be one queue's.
         """
-        held = prefetch_count - self._consumer.max_prefetch_count
-        wants_all = prefetch_count == 0 or held >= max(self._window // 2, 1)
+        held = (prefetch_count or PREFETCH_COUNT_MAX) - self._consumer.max_prefetch_count
         if self._is_shared:
-            if prefetch_count and held <= 0:
+            if held <= 0:
                 self._change(is_shared=False)
                 log("window.each")
             else:
                 self._set_shared(prefetch_count)
-        elif wants_all:
+        elif held >= max(self._window // 2, 1):
             self._change(is_shared=True, prefetch_count=prefetch_count)
             log("window.shared", held=held)
         elif self._wanted_window() > self._window:

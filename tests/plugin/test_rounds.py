@@ -9,7 +9,7 @@ import pytest
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.utils.scheduling import round_robin_cycle
 
-from cloacina_celery.plugin.rounds import WaitingRequests, WeightedCycle
+from cloacina_celery.plugin.rounds import WaitingRequests, WeightedCycle, slots_of
 
 
 def take(cycle: round_robin_cycle, number: int, *, full: str) -> str:
@@ -71,6 +71,20 @@ def test_queues_come_and_go_while_turns_are_counted() -> None:
     assert take(cycle, 2, full="bc") == "bc"
     # An end of a queue that the cycle does not know is none of its business.
     assert cycle.rotate("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("max_concurrency", "is_green", "slots"), [(None, False, 3), (None, True, 5), (9, False, 9)]
+)
+def test_slots_are_what_may_run_and_not_what_runs(
+    max_concurrency: int | None, slots: int, *, is_green: bool
+) -> None:
+    """Celery 5.5 counts a gevent pool's running tasks where it has the others' size."""
+    pool = SimpleNamespace(num_processes=0 if is_green else 3, limit=5, is_green=is_green)
+    assert (
+        slots_of(SimpleNamespace(pool=pool, controller=SimpleNamespace(max_concurrency=max_concurrency)))
+        == slots
+    )
 
 
 class Slots:

@@ -88,6 +88,11 @@ def test_what_could_fill_one_window_makes_all_share_one_that_follows(
     never(lambda: sum(wired.sent()) != 20, 0.3, "more of them")
 
 
+def test_any_number_is_any_number(wired: Wired, windows: QueueWindows) -> None:
+    windows.follow(0)
+    eventually(lambda: wired.sent() == (50, 50), why="all of them")
+
+
 def test_after_they_have_run_each_queue_has_its_window_again(wired: Wired, windows: QueueWindows) -> None:
     windows.follow(12)
     windows.follow(9)
